@@ -1,0 +1,52 @@
+# make demo: set everything up and inspect a procedural bucket.   make test: set everything up and run all tests.
+# Set-up goes through uv, bootstrapped inside .venv; UV_FIND_LINKS lets uv see local wheels where pip was told of some.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export RAY_USAGE_STATS_ENABLED = 0
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test test-all lint bench clean setup requirements
+
+demo: $(VENV)/.done
+	$(BIN)/python jobs/demo.py --folder $(DEMO)
+
+test: $(VENV)/.done .venv-s3/.done
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.done .venv-s3/.done
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.done
+	$(BIN)/python benchmarks/throughput.py
+
+setup: $(VENV)/.done .venv-s3/.done
+
+$(BIN)/uv:
+	$(shell command -v $(PYTHON) || echo python3) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/.done: requirements.txt pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+# The S3 server of the tests lives in an environment of its own: its dependencies must not touch zsad's.
+.venv-s3/.done: requirements-s3.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-s3
+	$(BIN)/uv pip install --quiet --python .venv-s3/bin/python -r requirements-s3.txt
+	touch $@
+
+requirements: | $(BIN)/uv
+	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header \
+		pyproject.toml --extra test --output-file requirements.txt
+
+clean:
+	rm -rf $(VENV) .venv-s3 $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,230 @@
+"""Untrusted bytes become a checked array or a documented code, whatever they are."""
+
+import io
+import random
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from zsad.errors import ConfigError, ErrorCode, ImageError
+from zsad.images import DecodeLimits, Preprocess, decode_image
+
+LIMITS = DecodeLimits()
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+
+
+def encode(image, file_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(width=64, height=48):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def gradient():
+    ramp = np.arange(64, dtype=np.uint8)
+    return Image.fromarray(np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 128), axis=2).astype(np.uint8))
+
+
+def half(data):
+    return data[: len(data) // 2]
+
+
+def zeroed(data):
+    return half(data) + bytes(len(data) - len(data) // 2)
+
+
+BAD = {
+    "empty": (b"", ErrorCode.EMPTY),
+    "one byte": (b"\xff", ErrorCode.UNKNOWN_FORMAT),
+    "html error page": (b"<!DOCTYPE html><html><body>403 Forbidden</body></html>", ErrorCode.UNKNOWN_FORMAT),
+    "pickle": (b"\x80\x04\x95\x00", ErrorCode.UNKNOWN_FORMAT),
+    "gif": (encode(noise(), "GIF"), ErrorCode.UNKNOWN_FORMAT),
+    "eps": (encode(noise(), "EPS"), ErrorCode.UNKNOWN_FORMAT),
+    "half jpeg": (half(encode(noise(), "JPEG")), ErrorCode.TRUNCATED),
+    "half png": (half(encode(noise(), "PNG")), ErrorCode.TRUNCATED),
+    "half bmp": (half(encode(noise(), "BMP")), ErrorCode.TRUNCATED),
+    "half tiff": (half(encode(noise(), "TIFF")), ErrorCode.TRUNCATED),
+    "half webp": (half(encode(noise(), "WEBP")), ErrorCode.TRUNCATED),
+    "jpeg then zeros": (zeroed(encode(noise(), "JPEG")), ErrorCode.TRUNCATED),
+    "png then zeros": (zeroed(encode(noise(), "PNG")), ErrorCode.DECODE),
+    "png magic then zeros": (b"\x89PNG\r\n\x1a\n" + bytes(100), ErrorCode.DECODE),
+    "1x1": (encode(noise(1, 1), "PNG"), ErrorCode.TOO_SMALL),
+    "1x20000": (encode(noise(1, 20000), "PNG"), ErrorCode.TOO_SMALL),
+    "32-bit integers": (encode(Image.fromarray(np.zeros((16, 16), np.int32)), "TIFF"), ErrorCode.DECODE),
+    "floats": (encode(Image.fromarray(np.zeros((16, 16), np.float32)), "TIFF"), ErrorCode.DECODE),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_has_its_documented_code(name):
+    data, code = BAD[name]
+    with pytest.raises(ImageError) as caught:
+        decode_image(data, LIMITS)
+    assert caught.value.code == code
+    assert str(caught.value)
+
+
+@pytest.mark.parametrize(("width", "height"), [(20000, 12000), (9000, 9000)])
+def test_a_bomb_is_refused_from_its_header(width, height):
+    data = encode(Image.new("1", (width, height)), "PNG")
+    started_s = time.perf_counter()
+    with pytest.raises(ImageError, match="50,000,000") as caught:
+        decode_image(data, LIMITS)
+    assert caught.value.code == ErrorCode.TOO_MANY_PIXELS
+    assert time.perf_counter() - started_s < 0.3
+
+
+def test_too_many_bytes_is_refused_before_decoding():
+    with pytest.raises(ImageError, match=r"11 bytes; the limit is 10") as caught:
+        decode_image(bytes(11), DecodeLimits(max_bytes=10))
+    assert caught.value.code == ErrorCode.TOO_MANY_BYTES
+
+
+def test_limits_are_inclusive():
+    data = encode(noise(8, 8), "PNG")
+    limits = DecodeLimits(max_bytes=len(data), max_pixels=64, min_side_px=8)
+    assert decode_image(data, limits).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_keep_every_pixel(file_format):
+    found = decode_image(encode(noise(), file_format), LIMITS)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.asarray(noise()))
+
+
+def test_only_listed_formats_are_tried():
+    with pytest.raises(ImageError, match="none of JPEG"):
+        decode_image(encode(noise(), "PNG"), DecodeLimits(formats=("JPEG",)))
+
+
+def test_16_bit_grey_is_scaled_to_8_bit():
+    grey = np.zeros((8, 8), np.uint16)
+    grey[0, :5] = [0, 128, 129, 257 * 100, 65535]
+    for file_format in ("PNG", "TIFF"):
+        found = decode_image(encode(Image.fromarray(grey), file_format), LIMITS)
+        assert found[0, :5].tolist() == [[0] * 3, [0] * 3, [1] * 3, [100] * 3, [255] * 3]
+
+
+def test_transparency_is_composited_on_white():
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[0, 0] = [10, 20, 30, 255]
+    rgba[0, 1] = [0, 0, 0, 51]  # a fifth of black over four fifths of white
+    found = decode_image(encode(Image.fromarray(rgba), "PNG"), LIMITS)
+    assert found[0, 0].tolist() == [10, 20, 30]
+    assert found[0, 1].tolist() == [204] * 3
+    assert found[1, 1].tolist() == [255] * 3
+
+
+def test_transparent_palette_colour_is_white():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.putpixel((0, 0), 0)
+    found = decode_image(encode(image, "PNG", transparency=1), LIMITS)
+    assert found[0, 0].tolist() == [200, 0, 0]
+    assert found[1, 1].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_grey_and_palette_become_rgb(mode):
+    found = decode_image(encode(Image.new(mode, (8, 8), 0), "PNG"), LIMITS)
+    assert found.shape == (8, 8, 3)
+    assert not found.any()
+
+
+def test_cmyk_becomes_rgb():
+    found = decode_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100), LIMITS)
+    assert np.abs(found.astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, to be shown turned right by 90 degrees
+    stored = noise(64, 48)
+    found = decode_image(encode(stored, "PNG", exif=exif), LIMITS)
+    np.testing.assert_array_equal(found, np.rot90(np.asarray(stored), -1))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_the_first_frame_of_several_is_used(file_format):
+    first, second = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = encode(first, file_format, save_all=True, append_images=[second], **options)
+    assert decode_image(data, LIMITS)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_flipped_bits_may_decode_so_integrity_is_the_etags_business():
+    data = bytearray(encode(gradient(), "JPEG"))
+    data[-40] ^= 1
+    assert decode_image(bytes(data), LIMITS).shape == (64, 64, 3)
+
+
+def test_mutated_files_only_raise_image_errors():
+    rng = random.Random(20261122)
+    sources = [encode(gradient(), file_format) for file_format in FORMATS]
+    for _ in range(400):
+        data = bytearray(rng.choice(sources))
+        for _ in range(rng.choice([1, 4, 32])):
+            data[rng.randrange(min(len(data), rng.choice([64, 10_000])))] = rng.randrange(256)
+        cut = rng.choice([len(data), rng.randrange(1, len(data))])
+        try:
+            found = decode_image(bytes(data[:cut]), LIMITS)
+        except ImageError:
+            continue
+        assert found.dtype == np.uint8
+        assert found.ndim == 3
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_random_bytes_only_raise_image_errors(data):
+    with pytest.raises(ImageError):
+        decode_image(data, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_bytes": 0}, {"max_pixels": -1}, {"timeout_s": 0}, {"min_side_px": 0}, {"formats": ()}]
+)
+def test_limits_are_checked(wrong):
+    with pytest.raises(ConfigError):
+        DecodeLimits(**wrong)
+
+
+def test_preprocess_stretches_to_a_square():
+    found = Preprocess(size=32, interpolation="bilinear").apply(np.asarray(noise(64, 48)))
+    assert found.shape == (32, 32, 3)
+    assert found.dtype == np.uint8
+
+
+def test_preprocess_averages_when_it_shrinks():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    found = Preprocess(size=16, interpolation="bilinear").apply(stripes)
+    assert np.abs(found[4:-4, 4:-4].astype(int) - 100).max() <= 2
+
+
+def test_preprocess_survives_a_round_trip():
+    preprocess = Preprocess(size=336, interpolation="bilinear")
+    assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sise": 224}, "did you mean 'size'"),
+        ({"size": 8}, "16 to 4096"),
+        ({"interpolation": "nearest"}, "bicubic or bilinear"),
+        ({"aspect": "crop"}, "stretch"),
+    ],
+)
+def test_preprocess_refuses_what_it_does_not_know(values, words):
+    with pytest.raises(ConfigError, match=words):
+        Preprocess.from_dict(values)

@@ -1,0 +1,115 @@
+"""What the main job is asked to do: one frozen dataclass, checked, for the command line, TOML files and Python alike."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from zsad.errors import ConfigError
+from zsad.images import DecodeLimits
+from zsad.partition import PartitionTemplate
+from zsad.report.manifest import ListingOptions
+from zsad.report.paths import check_run_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """Score every image under `input` and publish a report under `output`.
+
+    Attributes:
+        input: folder or s3:// prefix with images.
+        output: folder or s3:// prefix for reports, not inside the input.
+        detector: bundle URL or folder, or BACKBONE[:METHOD].
+        object: word for the product in prompts; empty: the bundle's.
+        normals: folder or prefix with normal images that set the thresholds; empty: the bundle's thresholds.
+        include: only keys that match one of these globs.
+        exclude: no keys that match one of these globs.
+        limit: at most this many images; 0: all.
+        partition: template of the key whose fields become columns, such as {line}/{camera}/{date}/.
+        maps: which anomaly maps to keep as 16-bit PNG on the model's grid.
+        threshold: calibrated decision threshold in (0, 1); 0: the bundle's.
+        max_error_share: give up, publishing nothing, when more than this share of images can't be scored.
+        batch_size: images per forward pass.
+        num_scorers: scorer processes; 0: one per GPU, or per CPU where there are no GPUs.
+        num_gpus_per_scorer: GPUs each scorer holds.
+        dry_run: count, check arguments and estimate, but write nothing.
+        restart: start anew instead of resuming an unfinished run.
+        run_id: name of the run, for schedulers; empty: UTC start time.
+        decode: limits on untrusted images.
+    """
+
+    input: str
+    output: str
+    detector: str = "nano"
+    object: str = ""
+    normals: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    limit: int = 0
+    partition: str = ""
+    maps: Literal["none", "anomalous", "all"] = "anomalous"
+    threshold: float = 0.0
+    max_error_share: float = 0.05
+    batch_size: int = 16
+    num_scorers: int = 0
+    num_gpus_per_scorer: float = 0.0
+    dry_run: bool = False
+    restart: bool = False
+    run_id: str = ""
+    decode: DecodeLimits = DecodeLimits()
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range before anything is touched."""
+        for name in ("input", "output"):
+            if not getattr(self, name).strip():
+                raise ConfigError(f"--{name} is empty; give a folder or an s3:// URL")
+        if self.maps not in ("none", "anomalous", "all"):
+            raise ConfigError(f"--maps {self.maps!r}: choose none, anomalous or all")
+        if self.threshold and not 0 < self.threshold < 1:
+            raise ConfigError(f"--threshold {self.threshold}: calibrated thresholds lie between 0 and 1")
+        if not 0 <= self.max_error_share <= 1:
+            raise ConfigError(f"--max-error-share {self.max_error_share}: a share lies between 0 and 1")
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size {self.batch_size}: at least 1")
+        for name in ("limit", "num_scorers", "num_gpus_per_scorer"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+        if self.partition:
+            PartitionTemplate(self.partition)
+        if self.run_id:
+            check_run_id(self.run_id)
+
+    def listing(self, rows_per_shard: int = 1) -> ListingOptions:
+        """Which objects to list."""
+        limit = self.limit or None
+        return ListingOptions(
+            include=self.include, exclude=self.exclude, limit=limit, rows_per_shard=rows_per_shard
+        )
+
+    def template(self) -> PartitionTemplate | None:
+        """The partition template, if any."""
+        return PartitionTemplate(self.partition) if self.partition else None
+
+
+def absolute(url: str) -> bool:
+    """Whether a URL means the same from every working directory."""
+    return "://" in url or Path(url).is_absolute()
+
+
+def result_fields(config: BatchConfig, detector_fingerprint: str) -> dict[str, Any]:
+    """The fields that change a report's values; a run may only be resumed with equal ones."""
+    return {
+        "input": config.input,
+        "detector": detector_fingerprint,
+        "batch_size": config.batch_size,
+        "include": list(config.include),
+        "exclude": list(config.exclude),
+        "limit": config.limit,
+        "partition": config.partition,
+        "maps": config.maps,
+        "decode": {
+            "max_bytes": config.decode.max_bytes,
+            "max_pixels": config.decode.max_pixels,
+            "min_side_px": config.decode.min_side_px,
+            "formats": list(config.decode.formats),
+        },
+    }

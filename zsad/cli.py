@@ -1,0 +1,131 @@
+"""The shell around every job: command line and TOML file -> config dataclass -> call -> exit code.
+
+One of three places in zsad that catch every exception (the others are the scorer's call and the HTTP handler): whatever
+happens, the last log line says what, and carries the exit code, because `ray job submit` turns every failure into 1.
+"""
+
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zsad.errors import ConfigError, ZsadError
+
+T = TypeVar("T")
+log = logging.getLogger("zsad")
+INTERRUPTED = 130
+
+
+def run_job(config_class: type[T], job: Callable[[T], None], arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn the outcome into an exit code.
+
+    Args:
+        config_class: a frozen dataclass; its docstring is the help text.
+        job: does the work.
+        arguments: command line without the program; None: the process's own.
+
+    Returns:
+        0, or the exit code of docs and README.
+    """
+    configure_logging()
+    try:
+        job(parse(config_class, sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        return _failed(INTERRUPTED, "interrupted; the same command goes on where it stopped")
+    except ZsadError as error:
+        return _failed(error.exit_code, str(error))
+    except Exception:
+        log.exception("unexpected error; please report it with the lines above")
+        return _failed(1, "unexpected error")
+    return 0
+
+
+def parse(config_class: type[T], arguments: Sequence[str]) -> T:
+    """Build a config from `--config FILE` (TOML) and flags; flags win.
+
+    Raises:
+        ConfigError: for an unreadable file, an unknown key (with the nearest known one) or a wrong value.
+    """
+    import tyro
+
+    rest, path = _take_config(list(arguments))
+    defaults = read_toml(config_class, Path(path)) if path else {}
+    flags = [f"--{key.replace('_', '-')}" for key in defaults]
+    unset = [flag for flag in flags if not any(a == flag or a.startswith(flag + "=") for a in rest)]
+    from_file = [part for key, value in defaults.items() for part in _as_flag(key, value, unset)]
+    try:
+        return tyro.cli(config_class, args=[*from_file, *rest], config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError("the arguments can't be used, see the message above; --help lists all") from stop
+
+
+def read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
+    """Keys of a TOML file that are fields of `config_class`.
+
+    Raises:
+        ConfigError: if the file can't be read, or has an unknown key.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: {error}") from error
+    known = _flat_fields(config_class)
+    for key in values:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            raise ConfigError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return values
+
+
+def _flat_fields(config_class: type[Any]) -> list[str]:
+    """Field names, those of nested dataclasses included, as the command line shows them."""
+    names: list[str] = []
+    for item in fields(config_class):
+        default = item.default if item.default is not MISSING else None
+        names += _flat_fields(type(default)) if is_dataclass(default) else [item.name]
+    return names
+
+
+def _take_config(arguments: list[str]) -> tuple[list[str], str]:
+    for index, argument in enumerate(arguments):
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise ConfigError("--config needs a file")
+            return arguments[:index] + arguments[index + 2 :], arguments[index + 1]
+        if argument.startswith("--config="):
+            return arguments[:index] + arguments[index + 1 :], argument.removeprefix("--config=")
+    return arguments, ""
+
+
+def _as_flag(key: str, value: Any, unset: Sequence[str]) -> list[str]:  # noqa: ANN401 - TOML values
+    flag = f"--{key.replace('_', '-')}"
+    if flag not in unset:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{key.replace('_', '-')}"]
+    values = value if isinstance(value, list) else [value]
+    return [flag, *(str(item) for item in values)]
+
+
+def configure_logging() -> None:
+    """One line per event on stderr; ZSAD_LOG sets the level."""
+    logging.basicConfig(
+        level=os.environ.get("ZSAD_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("botocore", "aiobotocore", "urllib3", "s3fs", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _failed(code: int, message: str) -> int:
+    one_line = " ".join(message.split())
+    log.error("exit %d: %s", code, one_line)
+    return code

@@ -1,0 +1,1 @@
+"""Where images come from: readers of public data sets and folders, and the procedural generator `synthetic`."""

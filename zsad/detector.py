@@ -1,0 +1,298 @@
+"""`Detector`: backbone + method + calibration, from uint8 images to findings.
+
+One class serves the batch job, the notebook and the HTTP endpoint, so all give the same numbers. Batches always have the
+same shape (the last one is padded), because matrix kernels may round differently for other shapes.
+
+Legend: B images of a batch, S model input side px, (h, w) patch grid, P = h * w.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zsad import calibration, regions
+from zsad.backbone import load_backbone
+from zsad.bundle import BundleRef, DetectorConfig, ModelRef, parse_ref, read_config, read_tensors, write_bundle
+from zsad.defect_types import encode_words
+from zsad.errors import ConfigError, ModelError
+from zsad.images import Preprocess
+from zsad.methods import METHODS, Prediction
+from zsad.prompts.ensemble import DEFECT_WORDS
+from zsad.regions import Region
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 16
+CALIBRATION_IMAGES = 256
+_CALIBRATION_SEED = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a detector says of one image.
+
+    Attributes:
+        score: calibrated, [0, 1].
+        raw_score: the method's own number.
+        threshold: calibrated.
+        defect_type: best word, "unknown", or None when normal.
+        defect_scores: probability per defect word; empty when normal.
+        anomaly_map: float32 (h, w) on the patch grid, calibrated [0, 1].
+        regions: connected defective areas, highest score first, px of the input image.
+        explanation: (prompt, "normal" | "abnormal", similarity); empty unless the method keeps prompts.
+        width, height: of the input image, px.
+    """
+
+    score: float
+    raw_score: float
+    threshold: float
+    defect_type: str | None
+    defect_scores: dict[str, float]
+    anomaly_map: NDArray[np.float32]
+    regions: list[Region]
+    width: int
+    height: int
+    explanation: list[tuple[str, str, float]] = field(default_factory=list)
+
+    @property
+    def is_anomaly(self) -> bool:
+        """Whether the score reaches the threshold."""
+        return self.score >= self.threshold
+
+    def full_map(self) -> NDArray[np.float32]:
+        """The anomaly map up-sampled to the input image, float32 (height, width)."""
+        return regions.upsample(self.anomaly_map, self.height, self.width)
+
+
+class Detector:
+    """A loaded detector; made by `load_detector`."""
+
+    def __init__(
+        self, config: DetectorConfig, tensors: dict[str, Any], *, device: str = "cpu", batch_size: int = BATCH_SIZE
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        self.config = config
+        self.batch_size = batch_size
+        self.backbone = load_backbone(config.backbone, device, _precision(config.precision))
+        if config.backbone_sha256 != self.backbone.sha256:
+            raise ModelError(
+                f"the bundle was made for {config.backbone} with weights {config.backbone_sha256[:12]}..., "
+                f"but the weights found are {self.backbone.sha256[:12]}...; install the same ones or make the bundle anew"
+            )
+        if config.preprocess.size % self.backbone.patch_size:
+            raise ModelError(
+                f"input size {config.preprocess.size} px is no multiple of the patch size {self.backbone.patch_size} px"
+            )
+        method_class, settings_class = METHODS[config.method]
+        try:
+            settings = settings_class(**config.settings)
+        except TypeError as error:
+            raise ModelError(f"settings of method {config.method}: {error}") from error
+        self.method = method_class(settings, self.backbone, config.object_name, tensors)
+        self.defect_types = encode_words(self.backbone, config.defect_words)
+
+    def inspect(self, images: Sequence[NDArray[np.uint8]]) -> list[Finding]:
+        """Findings for uint8 RGB images (H, W, 3) of any sizes, in the same order.
+
+        Raises:
+            ConfigError: if an array is not uint8 (H, W, 3), or the detector is not calibrated.
+        """
+        findings: list[Finding] = []
+        for chunk in _chunks(images, self.batch_size):
+            pixels = [self._prepare(image) for image in chunk]
+            findings += self.inspect_pixels(np.stack(pixels), [(i.shape[1], i.shape[0]) for i in chunk])
+        return findings
+
+    def inspect_pixels(self, pixels_BSSC: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Finding]:
+        """Findings for at most `batch_size` images already brought to the model's input size.
+
+        Args:
+            pixels_BSSC: uint8 (B, S, S, 3).
+            sizes: (width, height) of each original image, px.
+
+        Raises:
+            ConfigError: if the detector is not calibrated.
+        """
+        if self.config.calibration is None:
+            raise ConfigError("this detector has no calibration; fit one with `calibrated`")
+        prediction = self._predict(pixels_BSSC)
+        return [self._finding(prediction, row, size) for row, size in enumerate(sizes)]
+
+    def calibrated(self, images: Iterable[NDArray[np.uint8]], *, source: str) -> "Detector":
+        """A copy whose thresholds let 1 % of images like these normal ones through as anomalies.
+
+        Args:
+            images: normal uint8 RGB images, at least 8.
+            source: named in the calibration and in errors.
+
+        Raises:
+            ConfigError: with too few images.
+        """
+        scores, peaks = [], []
+        for chunk in _chunks(images, self.batch_size):
+            prediction = self._predict(np.stack([self._prepare(image) for image in chunk]))
+            scores += prediction.score_B[: len(chunk)].tolist()
+            peaks += prediction.map_Bhw[: len(chunk)].amax(dim=(1, 2)).tolist()
+        return self._with(calibration=calibration.fit(scores, peaks, source=source))
+
+    def with_threshold(self, threshold: float) -> "Detector":
+        """A copy with another calibrated decision threshold.
+
+        Raises:
+            ConfigError: outside (0, 1), or without a calibration.
+        """
+        if self.config.calibration is None:
+            raise ConfigError("a threshold needs a calibrated detector")
+        return self._with(calibration=replace(self.config.calibration, threshold=threshold))
+
+    def save(self, url: str) -> None:
+        """Write the bundle to `url`, any storage."""
+        write_bundle(url, self.config, self.method.tensors)
+
+    def _with(self, **changes: Any) -> "Detector":  # noqa: ANN401 - fields of DetectorConfig, checked by replace
+        tensors = dict(self.method.tensors)
+        config = replace(self.config, **changes)
+        return Detector(config, tensors, device=str(self.backbone.device), batch_size=self.batch_size)
+
+    def _prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ConfigError(f"an image must be uint8 RGB (H, W, 3), not {image.dtype} {image.shape}")
+        return self.config.preprocess.apply(image)
+
+    def _predict(self, pixels_BSSC: NDArray[np.uint8]) -> Prediction:
+        """Predict on the fixed batch shape: rows beyond the given ones repeat the first."""
+        missing = self.batch_size - len(pixels_BSSC)
+        if missing < 0:
+            raise ConfigError(f"{len(pixels_BSSC)} images are more than the batch size {self.batch_size}")
+        padded = np.concatenate([pixels_BSSC, np.repeat(pixels_BSSC[:1], missing, axis=0)])
+        prediction = self.method.predict(torch.from_numpy(padded))
+        return Prediction(
+            score_B=prediction.score_B.float().cpu(),
+            map_Bhw=prediction.map_Bhw.float().cpu(),
+            patches_BPD=prediction.patches_BPD.float().cpu(),
+        )
+
+    def _finding(self, prediction: Prediction, row: int, size: tuple[int, int]) -> Finding:
+        scales = self.config.calibration
+        assert scales is not None  # noqa: S101 - checked by the caller; for the type checker
+        raw = float(prediction.score_B[row])
+        score = float(scales.image.apply(raw))
+        anomaly_map = scales.map.apply(prediction.map_Bhw[row].numpy())
+        patches_PD = prediction.patches_BPD[row].numpy()
+        is_anomaly = score >= scales.threshold
+        found, type_scores = self._regions(anomaly_map, patches_PD, size) if is_anomaly else ([], {})
+        return Finding(
+            score=score,
+            raw_score=raw,
+            threshold=scales.threshold,
+            defect_type=self.defect_types.name(type_scores) if is_anomaly else None,
+            defect_scores=type_scores,
+            anomaly_map=anomaly_map,
+            regions=found,
+            width=size[0],
+            height=size[1],
+        )
+
+    def _regions(
+        self, anomaly_map: NDArray[np.float32], patches_PD: NDArray[np.float32], size: tuple[int, int]
+    ) -> tuple[list[Region], dict[str, float]]:
+        """Regions with their types, and the type scores of the top region (of the top patch if there is none)."""
+        scales = self.config.calibration
+        assert scales is not None  # noqa: S101 - checked by the caller; for the type checker
+        grid = (anomaly_map.shape[0], anomaly_map.shape[1])
+        min_area = round(self.config.min_region_patches * self.backbone.patch_size**2)
+        parts = regions.components(
+            anomaly_map, size=self.config.preprocess.size, threshold=scales.map_threshold, min_area_px=min_area
+        )
+        weights = [regions.patch_weights(part, grid).ravel() for part in parts]
+        types = [self.defect_types.classify(patches_PD, weight) for weight in weights]
+        found = [
+            regions.to_region(part, width=size[0], height=size[1], defect_type=self.defect_types.name(scores))
+            for part, scores in zip(parts, types, strict=True)
+        ]
+        if types:
+            return found, types[0]
+        top_patch = (anomaly_map == anomaly_map.max()).ravel().astype(np.float32)
+        return found, self.defect_types.classify(patches_PD, top_patch)
+
+
+def load_detector(
+    ref: str = "nano",
+    *,
+    device: str | None = None,
+    object_name: str | None = None,
+    normals: Iterable[NDArray[np.uint8]] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Detector:
+    """Load a detector, ready to inspect.
+
+    Args:
+        ref: bundle URL or folder, or `BACKBONE[:METHOD]` (`nano`, a folder, open_clip's NAME/PRETRAINED).
+        device: torch device; None: the first GPU if there is one, else the CPU.
+        object_name: the word for prompts; None: the bundle's, or "object".
+        normals: normal images to calibrate on; None: the stored calibration, or procedural ones where none fits.
+        batch_size: images per forward pass; the shape is always this, so it can change the last bits of scores.
+
+    Raises:
+        ConfigError: if the reference or an argument can't be used.
+        ModelError: if the model can't be loaded.
+        StorageError: if a bundle can't be read.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    parsed = parse_ref(ref)
+    if isinstance(parsed, BundleRef):
+        config, tensors = read_config(parsed.url), read_tensors(parsed.url)
+    else:
+        config, tensors = _fresh_config(parsed, device), {}
+    if config.method not in METHODS:
+        raise ModelError(f"{ref}: unknown method {config.method!r}; this zsad has {', '.join(METHODS)}")
+    if object_name and object_name != config.object_name:
+        config = replace(config, object_name=object_name, calibration=None)
+    detector = Detector(config, tensors, device=device, batch_size=batch_size)
+    if normals is not None:
+        return detector.calibrated(normals, source="normal images given by the user")
+    if config.calibration is None:
+        log.info("%s: no stored calibration for %r; fitting on procedural images", ref, config.object_name)
+        return detector.calibrated(procedural_normals(config.preprocess.size), source="procedural normal images")
+    return detector
+
+
+def procedural_normals(size: int, count: int = CALIBRATION_IMAGES) -> Iterable[NDArray[np.uint8]]:
+    """Normal procedural images (size, size, 3) that no training has seen, always the same."""
+    from zsad.datasets.synthetic import SyntheticConfig, generate
+
+    config = SyntheticConfig(size=size, anomaly_share=0.0)
+    return (generate(_CALIBRATION_SEED, index, config).image for index in range(count))
+
+
+def _fresh_config(ref: ModelRef, device: str) -> DetectorConfig:
+    backbone = load_backbone(ref.backbone, device)
+    return DetectorConfig(
+        backbone=ref.backbone,
+        backbone_sha256=backbone.sha256,
+        precision=backbone.precision,
+        method=ref.method,
+        settings={},
+        preprocess=Preprocess(size=backbone.image_size, interpolation=backbone.interpolation),
+        object_name="object",
+        defect_words=DEFECT_WORDS,
+    )
+
+
+def _precision(name: str) -> Any:  # noqa: ANN401 - narrowed to the Literal here
+    if name not in ("fp32", "bf16"):
+        raise ModelError(f"precision {name!r}; zsad runs fp32 or bf16")
+    return name
+
+
+def _chunks(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    iterator = iter(images)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,1 @@
+"""Ray pipelines: the only place in zsad that imports ray."""

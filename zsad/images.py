@@ -1,0 +1,214 @@
+"""Bytes nobody vouches for -> a checked RGB array, and the resize that every detector shares.
+
+`DecodeLimits` holds every limit on untrusted input. The format is found from the content, never from the name, and
+only formats of the allow-list are tried; size and shape are checked from the header, before pixels are allocated.
+
+| input | result |
+|---|---|
+| no bytes | `empty` |
+| text, HTML, a format off the list (GIF, EPS, ...), 1 byte | `unknown_format` |
+| more than `max_bytes` bytes | `too_many_bytes` |
+| more than `max_pixels` pixels; a side below `min_side_px` px | `too_many_pixels`; `too_small` |
+| the data ends early, or a JPEG without its end mark (zeros instead) | `truncated`; no part of the image is used |
+| broken data, 32-bit integer or float pixels | `decode` |
+| EXIF orientation | applied; width and height are those after it |
+| transparency (RGBA, LA, palette with transparent colours) | composited on white |
+| 16-bit grey | scaled by 1/257 and rounded, 65535 -> 255; a 12-bit camera's values stay dark |
+| 16-bit colour | the high byte, as Pillow reads it |
+| CMYK, YCbCr | converted to RGB by Pillow; ICC profiles are not applied |
+| grey, 1-bit, palette | converted to RGB |
+| animated or several pages | the first frame |
+| flipped bits that still decode | not noticed here: integrity comes from the etag |
+
+Cost: decoding a 512 x 512 JPEG and resizing it to 224 takes about 4.5 ms of one core.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from zsad.errors import ConfigError, ErrorCode, ImageError
+
+RgbImage = npt.NDArray[np.uint8]
+
+_MODES_8_BIT = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
+_MODES_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+_TRUNCATED = ("truncated", "not enough image data", "unexpected end", "buffer is not large enough")
+# What Pillow's decoders raise on broken data, seen in fuzzing and read in their source.
+_DECODER_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, MemoryError,
+    NotImplementedError, struct.error, zlib.error,
+)  # fmt: skip
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeLimits:
+    """Every limit on an untrusted image; sizes in bytes and pixels, `timeout_s` in seconds per image.
+
+    Raises:
+        ConfigError: a limit is not positive, or `formats` is empty.
+    """
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 50_000_000
+    min_side_px: int = 8
+    formats: tuple[str, ...] = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+    timeout_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "min_side_px", "timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"DecodeLimits.{name} must be positive, not {getattr(self, name)!r}")
+        if not self.formats:
+            raise ConfigError("DecodeLimits.formats must name at least one format, such as JPEG")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """How an image becomes a square of `size` x `size` px for the model.
+
+    `aspect` "stretch" is the only kind: both sides are scaled to `size` on their own. Down-scaling is antialiased and
+    works on all pixels (no JPEG draft mode), so that bytes and decoded arrays give equal results.
+
+    Raises:
+        ConfigError: the size is outside [16, 4096] px, or a value is unknown.
+    """
+
+    size: int = 224
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    aspect: Literal["stretch"] = "stretch"
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 4096:
+            raise ConfigError(f"preprocess size must be 16 to 4096 px, not {self.size}")
+        if self.interpolation not in _RESAMPLING:
+            raise ConfigError(f"preprocess interpolation must be bicubic or bilinear, not {self.interpolation!r}")
+        if self.aspect != "stretch":
+            raise ConfigError(f"preprocess aspect must be stretch, not {self.aspect!r}")
+
+    def apply(self, rgb_HW3: RgbImage) -> RgbImage:
+        """Resize to uint8 (size, size, 3)."""
+        image = Image.fromarray(rgb_HW3)
+        return np.asarray(image.resize((self.size, self.size), _RESAMPLING[self.interpolation]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """Read back `to_dict`; missing keys take their defaults.
+
+        Raises:
+            ConfigError: an unknown key, named with the nearest known one, or a value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown preprocess key {key!r}; {hint}")
+        return cls(**values)
+
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def decode_image(data: bytes, limits: DecodeLimits) -> RgbImage:
+    """Decode one image by the table of this module.
+
+    Args:
+        data: the object's whole content.
+        limits: `timeout_s` is not looked at here: only a process can be stopped (`zsad.decode_child`).
+
+    Returns:
+        uint8 (H, W, 3), RGB in [0, 255].
+
+    Raises:
+        ImageError: EMPTY, TOO_MANY_BYTES, UNKNOWN_FORMAT, TOO_MANY_PIXELS, TOO_SMALL, TRUNCATED or DECODE.
+    """
+    if not data:
+        raise ImageError(ErrorCode.EMPTY, "the object has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError(
+            ErrorCode.TOO_MANY_BYTES, f"{len(data):,} bytes; the limit is {limits.max_bytes:,} (max_bytes)"
+        )
+    with _typed_errors(data, limits), Image.open(io.BytesIO(data), formats=limits.formats) as image:
+        _check_header(image, limits)
+        _check_complete(data, image.format)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _check_header(image: Image.Image, limits: DecodeLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            ErrorCode.TOO_MANY_PIXELS,
+            f"{width:,} x {height:,} = {width * height:,} pixels; the limit is {limits.max_pixels:,} (max_pixels)",
+        )
+    if min(width, height) < limits.min_side_px:
+        raise ImageError(
+            ErrorCode.TOO_SMALL, f"{width} x {height} px; each side needs {limits.min_side_px} px (min_side_px)"
+        )
+
+
+def _check_complete(data: bytes, image_format: str | None) -> None:
+    """Refuse what Pillow would decode although its end is missing."""
+    if image_format == "JPEG" and b"\xff\xd9" not in data:
+        raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end mark: its upload or copy was cut off")
+
+
+def _to_rgb(image: Image.Image) -> RgbImage:
+    """Convert a loaded image of any accepted mode to uint8 (H, W, 3)."""
+    if image.mode.startswith("I;16"):
+        grey_HW = np.asarray(image).astype(np.uint32)
+        return np.repeat(((grey_HW + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in _MODES_ALPHA or (image.mode in {"P", "L", "RGB"} and "transparency" in image.info):
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    if image.mode in _MODES_8_BIT:
+        return np.asarray(image.convert("RGB"))
+    raise ImageError(
+        ErrorCode.DECODE, f"pixels of mode {image.mode} have no defined range; save 8 or 16 bits a channel"
+    )
+
+
+@contextmanager
+def _typed_errors(data: bytes, limits: DecodeLimits) -> Iterator[None]:
+    """Turn everything that Pillow raises on broken input into an `ImageError`."""
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            ErrorCode.TOO_MANY_PIXELS, f"{error} The limit is {limits.max_pixels:,} pixels (max_pixels)."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data, limits) from error
+    except _DECODER_ERRORS as error:
+        text = f"{type(error).__name__}: {error}"
+        code = ErrorCode.TRUNCATED if _is_truncation(error, data) else ErrorCode.DECODE
+        raise ImageError(code, f"can't decode the image: {text[:200]}") from error
+
+
+def _is_truncation(error: Exception, data: bytes) -> bool:
+    if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return True
+    return isinstance(error, EOFError) or any(words in str(error).lower() for words in _TRUNCATED)
+
+
+def _unidentified(data: bytes, limits: DecodeLimits) -> ImageError:
+    if data.startswith(_MAGIC):
+        return ImageError(ErrorCode.DECODE, "it begins like an image, but its header is broken")
+    return ImageError(ErrorCode.UNKNOWN_FORMAT, f"the content is none of {', '.join(limits.formats)}")

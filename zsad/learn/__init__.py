@@ -1,0 +1,1 @@
+"""Losses, data pools and training loops in plain torch: no Ray, no job."""

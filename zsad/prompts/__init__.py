@@ -1,0 +1,1 @@
+"""Words for the text tower: states, templates and the ensembles made of them."""

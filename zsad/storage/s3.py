@@ -1,0 +1,235 @@
+"""An S3 bucket prefix as a store, through s3fs and botocore.
+
+Keys are sent exactly as listed: odd ones (`a//b`, `../x`, spaces) are other objects than their tidied form. Listings
+are read 1,000 keys at a time and continued with `StartAfter`, not with the server's token, so that a page that comes
+twice or a token that does not move costs nothing; that needs a server that lists in key order, as S3 and its
+compatible servers do (S3 directory buckets do not). Keys ending in `/` with 0 bytes are folder marks and not listed.
+
+Each attempt has 5 s to connect and 10 s without a byte; botocore's and s3fs's own retries are off, ours
+(`zsad.storage.retry`) decide by cause.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync
+
+from zsad.errors import ErrorCode, ImageError, StorageError
+from zsad.storage import s3_errors
+from zsad.storage.base import ObjectInfo, Store, require_etag, require_plain_key, require_size
+from zsad.storage.retry import RetryPolicy, call_with_retries
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from s3fs import S3FileSystem
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 10.0
+ATTEMPT_TIMEOUT_S = 60.0
+KEYS_PER_PAGE = 1000
+POLICY = RetryPolicy()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Store(Store):
+    """Objects under `s3://bucket[/prefix]`."""
+
+    @property
+    def bucket(self) -> str:
+        """Name of the bucket."""
+        return self.url.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def root(self) -> str:
+        """What every key of this store starts with in the bucket: "" or a prefix ending in `/`."""
+        prefix = self.url.removeprefix("s3://").partition("/")[2]
+        return prefix + "/" if prefix else ""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Page through the bucket; see `Store.list`."""
+        after, is_last = "", False
+        while not is_last:
+            page = self._retried("list", self.url, partial(self._page, self.root + prefix, after))
+            for item in page.get("Contents", []):
+                if item["Key"].encode() > after.encode():
+                    after = item["Key"]
+                    if not (after.endswith("/") and item["Size"] == 0):
+                        yield self._info(item)
+            is_last = not page["IsTruncated"]
+
+    def list_folders(self, prefix: str = "") -> Iterator[str]:
+        """Page through common prefixes; see `Store.list_folders`."""
+        start = self.root + prefix
+        arguments: dict[str, str] = {"Prefix": start, "Delimiter": "/"}
+        while True:
+            page = self._call("list", self.url, "list_objects_v2", **arguments)
+            for item in page.get("CommonPrefixes", []):
+                yield item["Prefix"][len(start) :].rstrip("/")
+            if not page.get("IsTruncated"):
+                return
+            if page["NextContinuationToken"] == arguments.get("ContinuationToken"):
+                raise StorageError(f"can't list {self.url}/{prefix}: the server repeats its page token")
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def get(self, key: str, *, max_bytes: int, etag: str | None = None) -> bytes:
+        """Read one object; see `Store.get`."""
+        uri = self.uri(key)
+        return self._retried("read", uri, lambda _: self._read(key, max_bytes, etag))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write one object; see `Store.put`."""
+        self._call("write", self._checked_uri(key), "put_object", Key=self.root + key, Body=data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write with `If-None-Match: *`; see `Store.put_if_absent`."""
+
+        def attempt(number: int) -> bool:
+            try:
+                self._call_once("put_object", Key=self.root + key, Body=data, IfNoneMatch="*")
+            except OSError as error:
+                if not s3_errors.is_refused_condition(error):
+                    raise
+                # After a broken connection the object found may be the one that the first attempt wrote.
+                return number > 0 and self._holds(key, data)
+            return True
+
+        return self._retried("write", self._checked_uri(key), attempt)
+
+    def exists(self, key: str) -> bool:
+        """Whether HEAD finds the object; see `Store.exists`."""
+        try:
+            self._call("look up", self.uri(key), "head_object", Key=self.root + key)
+        except StorageError as error:
+            if error.code != ErrorCode.MISSING:
+                raise
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Delete one object; see `Store.delete`."""
+        try:
+            self._call("delete", self._checked_uri(key), "delete_object", Key=self.root + key)
+        except StorageError as error:
+            if error.code != ErrorCode.MISSING:  # S3 itself never says so, some compatible servers do
+                raise
+
+    def uri(self, key: str) -> str:
+        """Absolute `s3://` address of `key`."""
+        return f"s3://{self.bucket}/{self.root}{key}"
+
+    def arrow_filesystem(self) -> tuple[Any, str]:
+        """s3fs seen through Arrow; see `Store.arrow_filesystem`."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(_filesystem())), self.url.removeprefix("s3://")
+
+    def _checked_uri(self, key: str) -> str:
+        require_plain_key(key, self.url)
+        return self.uri(key)
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self._read(key, len(data), None) == data
+        except ImageError:  # more bytes than ours
+            return False
+
+    def _call(self, action: str, uri: str, method: str, **arguments: str | bytes) -> dict[str, Any]:
+        return self._retried(action, uri, lambda _: self._call_once(method, **arguments))
+
+    def _call_once(self, method: str, **arguments: str | bytes | int) -> dict[str, Any]:
+        answer: dict[str, Any] = _filesystem().call_s3(method, Bucket=self.bucket, **arguments)
+        return answer
+
+    def _retried(self, action: str, uri: str, attempt: Callable[[int], T]) -> T:
+        """Run `attempt(number)` with the retry policy; its exceptions become `StorageError`."""
+
+        def typed(number: int) -> T:
+            try:
+                return attempt(number)
+            except (OSError, BotoCoreError, ClientError, ResponseParserError) as error:
+                raise s3_errors.storage_error(error, uri, action) from error
+
+        return call_with_retries(typed, POLICY)
+
+    def _page(self, start: str, after: str, _number: int) -> dict[str, Any]:
+        """One listing page behind the key `after`, checked.
+
+        Raises:
+            StorageError: the page is no listing, is out of order, or brings nothing new although there is more.
+        """
+        behind = {"StartAfter": after} if after else {}
+        page = self._call_once("list_objects_v2", Prefix=start, MaxKeys=KEYS_PER_PAGE, **behind)
+        if "IsTruncated" not in page:
+            raise StorageError(f"can't list {self.url}: the answer is no listing", retryable=True)
+        names = [item["Key"].encode() for item in page.get("Contents", [])]
+        if names != sorted(names):
+            raise StorageError(f"can't list {self.url}: this server does not list in key order, which zsad needs")
+        if page["IsTruncated"] and (not names or names[-1] <= after.encode()):
+            raise StorageError(f"can't list {self.url}: the page after {after!r} brings nothing new", retryable=True)
+        return page
+
+    def _info(self, item: dict[str, Any]) -> ObjectInfo:
+        return ObjectInfo(
+            key=item["Key"][len(self.root) :],
+            uri=f"s3://{self.bucket}/{item['Key']}",
+            size_bytes=int(item["Size"]),
+            etag=item.get("ETag", "").strip('"'),
+            last_modified=item["LastModified"].astimezone(UTC),
+        )
+
+    def _read(self, key: str, max_bytes: int, etag: str | None) -> bytes:
+        uri = self.uri(key)
+        response = self._call_once("get_object", Key=self.root + key)
+        found = response.get("ETag", "").strip('"')
+        body = response["Body"]
+        try:
+            require_size(int(response["ContentLength"]), max_bytes, uri)
+            data: bytes = sync(_filesystem().loop, _read_body, body)
+        finally:
+            body.close()
+        if len(data) != int(response["ContentLength"]):
+            raise StorageError(f"{uri}: {len(data):,} of {response['ContentLength']:,} bytes came", retryable=True)
+        code = s3_errors.hidden_error_code(data)
+        if code and found not in {etag, hashlib.md5(data, usedforsecurity=False).hexdigest()}:
+            raise s3_errors.error_from_code(code, 200, "inside a success", uri, "read")
+        require_etag(found, etag, uri)
+        return data
+
+
+async def _read_body(body: "StreamingBody") -> bytes:
+    data: bytes = await asyncio.wait_for(body.read(), ATTEMPT_TIMEOUT_S)
+    return data
+
+
+def _filesystem() -> "S3FileSystem":
+    """The connection pool of this process for the AWS variables as they are now."""
+    variables = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    return _open_filesystem(os.getpid(), variables)
+
+
+@lru_cache(maxsize=4)
+def _open_filesystem(_pid: int, _variables: frozenset[tuple[str, str]]) -> "S3FileSystem":
+    """Open a pool; the process id in the cache's key makes a forked child open its own."""
+    import s3fs
+
+    filesystem = s3fs.S3FileSystem(
+        config_kwargs={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "max_pool_connections": 32,
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    filesystem.retries = 1
+    return filesystem
