@@ -142,32 +142,24 @@ def read_config(url: str) -> DetectorConfig:
     return DetectorConfig.from_dict(stored, f"{url}/{CONFIG_FILE}")
 
 
-def read_tensors(url: str) -> dict[str, Any]:
-    """Read the learned tensors (torch, CPU) of the bundle at `url`.
+def read_tensors(url: str) -> bytes:
+    """Read the bundle's `tensors.safetensors` as it is; `zsad.detector` parses it.
 
     Raises:
-        ModelError: if the file is missing or no valid safetensors.
+        ModelError: if the file is missing.
+        StorageError: if storage fails.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors: dict[str, Any] = load(_read(url, TENSORS_FILE))
-    except SafetensorError as error:
-        raise ModelError(f"{url}/{TENSORS_FILE}: not a safetensors file ({error})") from error
-    return tensors
+    return _read(url, TENSORS_FILE)
 
 
-def write_bundle(url: str, config: DetectorConfig, tensors: Mapping[str, Any]) -> None:
+def write_bundle(url: str, config: DetectorConfig, tensors: bytes) -> None:
     """Write a bundle; the description goes last, so that a bundle with one is whole.
 
     Raises:
         StorageError: if storage fails.
     """
-    from safetensors.torch import save
-
     store = open_store(url)
-    store.put(TENSORS_FILE, save(dict(tensors)))
+    store.put(TENSORS_FILE, tensors)
     store.put(CONFIG_FILE, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 

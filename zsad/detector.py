@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
@@ -154,7 +155,11 @@ class Detector:
 
     def save(self, url: str) -> None:
         """Write the bundle to `url`, any storage."""
-        write_bundle(url, self.config, self.method.tensors)
+        write_bundle(url, self.config, self.tensors())
+
+    def tensors(self) -> bytes:
+        """The method's learned tensors as a safetensors file."""
+        return safetensors.torch.save(dict(self.method.tensors))
 
     def _with(self, **changes: Any) -> "Detector":  # noqa: ANN401 - fields of DetectorConfig, checked by replace
         tensors = dict(self.method.tensors)
@@ -248,7 +253,7 @@ def load_detector(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     parsed = parse_ref(ref)
     if isinstance(parsed, BundleRef):
-        config, tensors = read_config(parsed.url), read_tensors(parsed.url)
+        config, tensors = read_config(parsed.url), _parse_tensors(read_tensors(parsed.url), parsed.url)
     else:
         config, tensors = _fresh_config(parsed, device), {}
     if config.method not in METHODS:
@@ -284,6 +289,13 @@ def _fresh_config(ref: ModelRef, device: str) -> DetectorConfig:
         object_name="object",
         defect_words=DEFECT_WORDS,
     )
+
+
+def _parse_tensors(data: bytes, source: str) -> dict[str, Any]:
+    try:
+        return dict(safetensors.torch.load(data))
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{source}: its tensors are no valid safetensors file ({error})") from error
 
 
 def _precision(name: str) -> Any:  # noqa: ANN401 - narrowed to the Literal here

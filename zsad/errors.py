@@ -74,5 +74,9 @@ class ImageError(ZsadError):
     """One image can't be used; becomes a row with `code`, never ends a run."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)
         self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

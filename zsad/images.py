@@ -48,7 +48,13 @@ _DECODER_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, MemoryError,
     NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_MAGIC = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "WEBP": (b"RIFF",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +215,7 @@ def _is_truncation(error: Exception, data: bytes) -> bool:
 
 
 def _unidentified(data: bytes, limits: DecodeLimits) -> ImageError:
-    if data.startswith(_MAGIC):
-        return ImageError(ErrorCode.DECODE, "it begins like an image, but its header is broken")
+    for name in limits.formats:
+        if data.startswith(_MAGIC.get(name, ())):
+            return ImageError(ErrorCode.DECODE, f"it begins like a {name} file, but its header is broken")
     return ImageError(ErrorCode.UNKNOWN_FORMAT, f"the content is none of {', '.join(limits.formats)}")

@@ -1,8 +1,8 @@
 """Path templates: the parts of an object's key that become report columns.
 
 `{line}/{camera}/{date}/` reads "a/cam2/2026-03-01/x.png" as line "a", camera "cam2", date "2026-03-01". A template that
-ends in `/` describes how keys begin, any other the whole key. A field is one or more characters without `/`, as few as
-possible where a literal follows it in the same piece: `{part}-{view}.png` reads "x-1-2.png" as "x" and "1-2".
+ends in `/` describes how keys begin, any other the whole key. A field is one or more characters without `/`, up to the
+first place where the text behind it fits: `{part}-{view}.png` reads "x-1-2.png" as "x" and "1-2".
 """
 
 import re
@@ -56,10 +56,13 @@ class PartitionTemplate:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        parts = _FIELD.split(self.template)
-        texts = [re.escape(part) if index % 2 == 0 else f"(?P<{part}>[^/]+?)" for index, part in enumerate(parts)]
+        head, *rest = _FIELD.split(self.template)
         end = "" if self.template.endswith("/") else r"\Z"
-        return re.compile("".join(texts) + end)
+        texts = [re.escape(literal) for literal in rest[1::2]]
+        texts[-1] += end
+        # Atomic groups: a field once read is not read differently, so that hostile keys cost linear time.
+        groups = [f"(?>(?P<{name}>[^/]+?){text})" for name, text in zip(rest[::2], texts, strict=True)]
+        return re.compile(re.escape(head) + "".join(groups))
 
     def _error(self, reason: str) -> ConfigError:
         return ConfigError(f"the partition template {self.template!r} can't be used: {reason}")

@@ -86,7 +86,11 @@ def test_large_inputs_and_outputs_pass_the_pipes():
 
 def test_errors_keep_their_code_and_the_child():
     with DecodeChild() as child:
-        for data, code in [(b"", ErrorCode.EMPTY), (b"<html>", ErrorCode.UNKNOWN_FORMAT), (jpeg()[:900], ErrorCode.TRUNCATED)]:
+        for data, code in [
+            (b"", ErrorCode.EMPTY),
+            (b"<html>", ErrorCode.UNKNOWN_FORMAT),
+            (jpeg()[:900], ErrorCode.TRUNCATED),
+        ]:
             with pytest.raises(ImageError) as caught:
                 child.decode(data, LIMITS, PREPROCESS)
             assert caught.value.code == code

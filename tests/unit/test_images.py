@@ -167,6 +167,7 @@ def test_flipped_bits_may_decode_so_integrity_is_the_etags_business():
     assert decode_image(bytes(data), LIMITS).shape == (64, 64, 3)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about broken metadata
 def test_mutated_files_only_raise_image_errors():
     rng = random.Random(20261122)
     sources = [encode(gradient(), file_format) for file_format in FORMATS]

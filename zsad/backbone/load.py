@@ -23,13 +23,17 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An open_clip model in fp32 on the CPU, with its tokenizer and preprocessing constants."""
+    """An open_clip model in fp32 on the CPU, with its tokenizer and preprocessing constants.
+
+    `vv_start` is the first block of the value-value path where the folder's config names one (`"zsad": {"vv_start": 5}`).
+    """
 
     model: nn.Module
     tokenizer: Any
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    vv_start: int | None = None
 
 
 def load_open_clip(name: str) -> Loaded:
@@ -59,7 +63,8 @@ def _load_folder(folder: Path) -> Loaded:
         raise ModelError(f"{folder / CONFIG_FILE}: not an open_clip model config ({error})") from error
     load_weights(model, folder / WEIGHTS_FILE)
     preprocess = config.get("preprocess_cfg", {})
-    return Loaded(model, _tokenizer(config["model_cfg"], folder), *_constants(preprocess))
+    vv_start = config.get("zsad", {}).get("vv_start")
+    return Loaded(model, _tokenizer(config["model_cfg"], folder), *_constants(preprocess), vv_start=vv_start)
 
 
 def build(model_cfg: dict[str, Any]) -> nn.Module:

@@ -47,6 +47,7 @@ class Backbone:
         self.precision: Precision = precision
         self.interpolation = loaded.interpolation
         self.model: Any = _cast(loaded.model, precision).to(device)
+        self.vv_start: int = vision.default_vv_start(self.num_layers) if loaded.vv_start is None else loaded.vv_start
         self.tokenizer = loaded.tokenizer
         self._mean = torch.tensor(loaded.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(loaded.std, device=device).view(1, 3, 1, 1) * 255
@@ -79,7 +80,7 @@ class Backbone:
 
         Args:
             pixels_BHWC: uint8; both sides multiples of the patch size, any such size.
-            vv_start: first block of the value-value stream; None: `default_vv_start`.
+            vv_start: first block of the value-value stream; None: the backbone's own `vv_start`.
             taps: blocks to keep.
 
         Raises:
@@ -91,7 +92,7 @@ class Backbone:
         if any(not 0 <= tap < self.num_layers for tap in taps):
             raise ModelError(f"taps {sorted(taps)}: {self.name} has blocks 0 to {self.num_layers - 1}")
         visual = self.model.visual
-        start = vision.default_vv_start(self.num_layers) if vv_start is None else vv_start
+        start = self.vv_start if vv_start is None else vv_start
         x_BNW = vision.embed(visual, self._normalise(pixels_BHWC))
         streams = vision.run_blocks(visual, x_BNW, vv_start=start, taps=taps)
         return ImageFeatures(

@@ -98,7 +98,7 @@ def _draw_shard(folder: Path, seed: int, config: SyntheticConfig, shard: int) ->
 
 
 def draw_batch(
-    pool: Pool, rng: np.random.Generator, *, batch_size: int, size: int, min_window: int, patch_size: int
+    pool: Pool, rng: np.random.Generator, *, batch_size: int, size: int, windows: tuple[int, int], patch_size: int
 ) -> Batch:
     """A batch of random windows.
 
@@ -107,11 +107,11 @@ def draw_batch(
         rng: decides everything.
         batch_size: B.
         size: side of the output, px.
-        min_window: least side of the window that is cut out and resized to `size`, px.
+        windows: least and greatest side of the window that is cut out and resized to `size`, px.
         patch_size: side of a patch, px.
     """
     indices = rng.integers(len(pool), size=batch_size)
-    windows = [_window(*pool.item(int(index)), rng, min_window) for index in indices]
+    windows = [_window(*pool.item(int(index)), rng, windows) for index in indices]
     pixels = torch.stack([_resize(window, size) for window, _ in windows])
     coverage = torch.stack([_coverage(mask, size // patch_size) for _, mask in windows])
     has_defect = [int(mask.sum()) >= MIN_DEFECT_PX for _, mask in windows]
@@ -124,9 +124,9 @@ def draw_batch(
 
 
 def _window(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], rng: np.random.Generator, min_window: int
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], rng: np.random.Generator, windows: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    side = int(rng.integers(min_window, image.shape[0] + 1))
+    side = int(rng.integers(windows[0], windows[1] + 1))
     y, x = rng.integers(image.shape[0] - side + 1, size=2)
     turns, flip = int(rng.integers(4)), bool(rng.integers(2))
 

@@ -37,6 +37,7 @@ from zsad.backbone.load import CONFIG_FILE, WEIGHTS_FILE, build
 from zsad.datasets.synthetic import DEFECTS, SyntheticConfig
 from zsad.errors import ConfigError
 from zsad.learn import wording
+from zsad.learn.initial import initialise_vision
 from zsad.learn.pool import Batch, Pool, draw_batch, open_pool
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ MODEL_CFG: dict[str, Any] = {
     "vision_cfg": {"image_size": 224, "layers": 6, "width": 192, "head_width": 64, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3},
 }
+VV_START = 5  # the last block: a shallow tower needs all its MLPs on the way to a patch token
 PREPROCESS_CFG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
 TEMPERATURE = 0.07
 COVERED = 0.05  # a patch counts as defective from this share on; a thinner sliver is neither
@@ -57,6 +59,7 @@ class Stage:
 
     size: int
     min_window: int
+    max_window: int
     batch_size: int
     steps: int
 
@@ -68,8 +71,8 @@ class PretrainConfig:
     seed: int = 0
     pool_images: int = 16_000
     stages: tuple[Stage, ...] = (
-        Stage(size=112, min_window=96, batch_size=128, steps=1200),
-        Stage(size=224, min_window=160, batch_size=64, steps=380),
+        Stage(size=112, min_window=96, max_window=144, batch_size=64, steps=1800),
+        Stage(size=224, min_window=176, max_window=224, batch_size=32, steps=650),
     )
     learning_rate: float = 1.5e-3
     warmup_steps: int = 200
@@ -113,6 +116,7 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> None:
     pool = open_pool(work / "pool", num_images=config.pool_images, seed=config.seed, config=SyntheticConfig())
     torch.manual_seed(config.seed)
     model = build(MODEL_CFG)
+    initialise_vision(model.visual, pool, np.random.default_rng([config.seed, 0]))
     optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), betas=(0.9, 0.98))
     start = _resume(model, optimiser, config, work)
     bar = tqdm(range(start, config.total_steps), initial=start, total=config.total_steps, unit="step")
@@ -137,7 +141,12 @@ def train_step(
     stage = config.stage_of(step)
     patch = int(MODEL_CFG["vision_cfg"]["patch_size"])
     batch = draw_batch(
-        pool, rng, batch_size=stage.batch_size, size=stage.size, min_window=stage.min_window, patch_size=patch
+        pool,
+        rng,
+        batch_size=stage.batch_size,
+        size=stage.size,
+        windows=(stage.min_window, stage.max_window),
+        patch_size=patch,
     )
     for group in optimiser.param_groups:
         group["lr"] = _learning_rate(config, step)
@@ -172,8 +181,7 @@ def encode_pixels(model: Any, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
     """Unit-length image embeddings (B, D) and value-value patch tokens (B, P, D), with gradients."""
     mean, std = (torch.tensor(PREPROCESS_CFG[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     x_BCHW = (pixels_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
-    vv_start = vision.default_vv_start(len(model.visual.transformer.resblocks))
-    streams = vision.run_blocks(model.visual, vision.embed(model.visual, x_BCHW), vv_start=vv_start)
+    streams = vision.run_blocks(model.visual, vision.embed(model.visual, x_BCHW), vv_start=VV_START)
     return vision.to_joint(model.visual, streams.h_BNW[:, 0]), vision.to_joint(model.visual, streams.z_BNW[:, 1:])
 
 
@@ -225,7 +233,7 @@ def type_loss(patches_BPD: Tensor, defects_KD: Tensor, batch: Batch) -> Tensor:
 def export(model: nn.Module, output: Path) -> None:
     """Write the backbone folder: config and fp16 weights."""
     output.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
+    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG, "zsad": {"vv_start": VV_START}}
     (output / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     save_file({key: tensor.half().contiguous() for key, tensor in model.state_dict().items()}, output / WEIGHTS_FILE)
 
@@ -245,7 +253,8 @@ def _shared_states(words: wording.Wording, texts_TD: Tensor, batch_size: int) ->
 
 def _own_states(words: wording.Wording, texts_TD: Tensor, batch: Batch) -> Tensor:
     pairs = {kind: _pair(texts_TD, group) for kind, group in words.own.items()}
-    return torch.stack([pairs[kind] for kind in batch.kinds])
+    generic = _pair(texts_TD, words.shared[0])
+    return torch.stack([pairs.get(kind, generic) for kind in batch.kinds])
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

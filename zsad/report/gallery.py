@@ -31,7 +31,7 @@ NOT_READ = "the picture was not read again for this page"
 NO_MAP = "the heat map could not be made again for this page"
 _NUM_TYPES = 3
 _MAX_TEXT_CHARS = 1_100  # an S3 key has at most 1,024
-_CHART_WIDTH, _CHART_HEIGHT, _CHART_LEFT, _CHART_TOP, _CHART_BOTTOM = 440, 190, 44, 22, 34
+_CHART_WIDTH, _CHART_HEIGHT, _CHART_LEFT, _CHART_TOP, _CHART_BOTTOM = 440, 180, 54, 22, 24
 _GROUPS = (
     ("top", "Highest scores", "The images the detector is surest about, highest score first."),
     ("above", "Just above the threshold", "Marked by the smallest margin. False alarms gather here."),
@@ -240,7 +240,7 @@ def _figure(row: Row, tile: Tile, number: int) -> dict[str, Any]:
         "id": f"image-{number}",
         "uri": row["uri"],
         "name": row["uri"].rstrip("/").rsplit("/", 1)[-1] or row["uri"],
-        "score": f"{row['score']:.3f}",
+        "score": _score_text(row["score"], row["threshold"]),
         "threshold": f"{row['threshold']:.2f}",
         "is_anomaly": bool(row["is_anomaly"]),
         "defect_type": row.get("defect_type") if row["is_anomaly"] else "normal",
@@ -254,6 +254,17 @@ def _figure(row: Row, tile: Tile, number: int) -> dict[str, Any]:
         "reason": reason,
         "has_map": tile.anomaly_map is not None,
     }
+
+
+def _score_text(score: float, threshold: float) -> str:
+    """Three decimals, up to six where they are needed to tell the score from its threshold."""
+    if score != threshold:
+        if 0.9995 <= score < 1:
+            return "> 0.999"
+        if 0 < score < 0.0005:
+            return "< 0.001"
+    digits = next((n for n in range(3, 6) if f"{score:.{n}f}" != f"{threshold:.{n}f}"), 6)
+    return f"{score:.{3 if score == threshold else digits}f}"
 
 
 def _picture(row: Row, tile: Tile, regions: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

@@ -159,7 +159,9 @@ def read_manifest_shard(output: Store, run_id: str, shard: int) -> list[ObjectIn
 
 def objects_to_table(objects: Iterable[ObjectInfo]) -> pa.Table:
     """Manifest table of `objects`, in their order."""
-    return pa.Table.from_pylist([asdict(info) for info in objects], schema=MANIFEST_SCHEMA)
+    rows = list(objects)
+    columns = {name: [getattr(info, name) for info in rows] for name in MANIFEST_SCHEMA.names}
+    return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
 def _in_groups(items: Iterable[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:

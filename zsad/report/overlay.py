@@ -104,7 +104,7 @@ def render(
         regions: as for `overlay`.
         map_threshold: calibrated.
         image_size: (width, height) of the original image, px.
-        size: longer side of either picture, px.
+        size: longer side of either picture, px; twice that where one is above the other.
 
     Returns:
         JPEG bytes, at most 40 kB unless even the lowest quality needs more.
@@ -114,13 +114,14 @@ def render(
     """
     if rgb_HW3.dtype != np.uint8 or rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3 or 0 in rgb_HW3.shape:
         raise ConfigError(f"a picture must be uint8 RGB (H, W, 3), not {rgb_HW3.dtype} {rgb_HW3.shape}")
-    panel_HW3 = _fitted(rgb_HW3, size)
+    is_wide = rgb_HW3.shape[1] > _WIDE * rgb_HW3.shape[0]
+    panel_HW3 = _fitted(rgb_HW3, 2 * size if is_wide else size)
     if anomaly_map_hw is None:
         return _jpeg(Image.fromarray(panel_HW3))
     if anomaly_map_hw.ndim != 2 or 0 in anomaly_map_hw.shape:
         raise ConfigError(f"an anomaly map must be (h, w), not {anomaly_map_hw.shape}")
     painted_HW3 = overlay(panel_HW3, anomaly_map_hw, regions, map_threshold=map_threshold, image_size=image_size)
-    axis = 0 if panel_HW3.shape[1] > _WIDE * panel_HW3.shape[0] else 1
+    axis = 0 if is_wide else 1
     shape = list(panel_HW3.shape)
     shape[axis] = _GAP_PX
     gap = np.full(shape, _GAP_RGB, dtype=np.uint8)
@@ -180,7 +181,7 @@ def _jpeg(picture: Image.Image) -> bytes:
     data = b""
     for quality in _QUALITIES:
         sink = BytesIO()
-        picture.save(sink, "JPEG", quality=quality, optimize=True, subsampling="4:4:4" if quality > 80 else "4:2:0")
+        picture.save(sink, "JPEG", quality=quality, subsampling="4:4:4" if quality > 80 else "4:2:0")
         data = sink.getvalue()
         if len(data) <= MAX_BYTES:
             break

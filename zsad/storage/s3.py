@@ -18,6 +18,7 @@ from datetime import UTC
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
@@ -155,7 +156,7 @@ class S3Store(Store):
         def typed(number: int) -> T:
             try:
                 return attempt(number)
-            except (OSError, BotoCoreError, ClientError, ResponseParserError) as error:
+            except (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError) as error:
                 raise s3_errors.storage_error(error, uri, action) from error
 
         return call_with_retries(typed, POLICY)

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import aiohttp
 from botocore import exceptions as boto
 
 from zsad.errors import ErrorCode, StorageError
@@ -79,7 +80,7 @@ def storage_error(error: BaseException, uri: str, action: str) -> StorageError:
     if isinstance(error, boto.SSLError):
         return StorageError(f"{message}; check the certificate (AWS_CA_BUNDLE) and the endpoint's scheme")
     # What is left of botocore's HTTP errors, broken XML and socket errors are connections that broke on the way.
-    is_transport = isinstance(error, (boto.HTTPClientError, OSError)) or type(error).__module__.startswith("aiohttp")
+    is_transport = isinstance(error, (boto.HTTPClientError, OSError, aiohttp.ClientError))
     is_garbled = type(error).__name__ in {"ResponseParserError", "IncompleteRead", "IncompleteReadError"}
     return StorageError(message, retryable=is_transport or is_garbled)
 

@@ -39,7 +39,9 @@ def test_listing_says_what_is_there(store):
     assert info.etag == f"{1_700_000_000_000_001_000:x}-5"
 
 
-@pytest.mark.parametrize(("prefix", "expected"), [("a", ["a/1", "a/2", "ab"]), ("a/", ["a/1", "a/2"]), ("a/2", ["a/2"])])
+@pytest.mark.parametrize(
+    ("prefix", "expected"), [("a", ["a/1", "a/2", "ab"]), ("a/", ["a/1", "a/2"]), ("a/2", ["a/2"])]
+)
 def test_listing_with_prefix(store, prefix, expected):
     write(store, "a/1", "a/2", "ab", "b/1")
     assert [info.key for info in store.list(prefix)] == expected

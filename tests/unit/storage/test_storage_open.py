@@ -30,8 +30,19 @@ def test_s3_url_loses_its_trailing_slash(url, expected):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "http://host/x", "gs://bucket", "s3://", "s3:///key", "s3://b/../c", "s3://b/a//c", "s3://b//c", "file://x/y"]
-    + ["s3://key:secret@bucket/x", "a\0b"],
+    [
+        "",
+        "http://host/x",
+        "gs://bucket",
+        "s3://",
+        "s3:///key",
+        "s3://b/../c",
+        "s3://b/a//c",
+        "s3://b//c",
+        "file://x/y",
+        "s3://key:secret@bucket/x",
+        "a\0b",
+    ],
 )
 def test_other_urls_are_refused(url):
     with pytest.raises(ConfigError):

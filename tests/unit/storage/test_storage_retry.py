@@ -14,9 +14,11 @@ class Clock:
         self.sleeps = []
 
     def __call__(self):
+        """Return the time in seconds."""
         return self.now_s
 
     def sleep(self, seconds):
+        """Move the clock."""
         self.sleeps.append(seconds)
         self.now_s += seconds
 

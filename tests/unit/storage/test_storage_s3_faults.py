@@ -42,6 +42,7 @@ class Script:
         self.answers, self.requests, self.bodies = [], [], []
 
     def next(self):
+        """Take the answer to one request."""
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
@@ -69,7 +70,7 @@ def script(monkeypatch):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
 
-        do_GET = do_PUT = do_HEAD = do_DELETE = answer
+        do_GET = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815 - names of http.server
 
         def log_message(self, *_arguments):
             """Keep the test's output clean."""
@@ -84,7 +85,9 @@ def script(monkeypatch):
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3, "POLICY", retry.RetryPolicy(base_s=0.001, give_up_after_s=20, give_up_unreachable_after_s=1))
+    monkeypatch.setattr(
+        s3, "POLICY", retry.RetryPolicy(base_s=0.001, give_up_after_s=20, give_up_unreachable_after_s=1)
+    )
     yield found
     server.shutdown()
     server.server_close()
@@ -134,7 +137,7 @@ def test_a_cut_body_is_retried_never_returned(script, store):
 )
 def test_final_errors_get_one_attempt_and_no_secret_in_the_message(script, store, answer, code):
     script.answers = [answer]
-    with pytest.raises(StorageError, match="s3://bucket/root/x.png") as caught:
+    with pytest.raises(StorageError, match=r"s3://bucket/root/x\.png") as caught:
         store.get("x.png", max_bytes=100)
     assert caught.value.code == code
     assert not caught.value.retryable

@@ -54,11 +54,11 @@ CATALOGUE: Mapping[str, Defect] = MappingProxyType(
             draw=lines.cut, only_on=_SOFT | {"wood", "plastic", "circuit", "mesh", "paint"}, on_objects=False
         ),
         "thread": Defect(draw=lines.thread, spills=True),
-        "chip": Defect(draw=shape_changes.chip, never_on=frozenset({"carpet", "woven", "mesh"})),
+        "chip": Defect(draw=shape_changes.chip, never_on=frozenset({"carpet", "woven", "mesh"}), spills=True),
         "bump": Defect(draw=areas.bump, never_on=frozenset({"mesh", "carpet"})),
         "burn": Defect(draw=areas.burn, never_on=frozenset({"stone"})),
         "contamination": Defect(draw=areas.contamination),
-        "missing_part": Defect(draw=shape_changes.missing_part, only_on=_OPEN, scalable=False),
+        "missing_part": Defect(draw=shape_changes.missing_part, only_on=_OPEN, spills=True, scalable=False),
         "misprint": Defect(draw=shape_changes.misprint, only_on=_PRINTABLE),
         "fray": Defect(draw=lines.fray, only_on=_SOFT | _METAL | {"wood"}, on_objects=False, spills=True),
         "bend": Defect(

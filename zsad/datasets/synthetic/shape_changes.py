@@ -43,15 +43,22 @@ def chip(rng: Rng, scene: Scene) -> Edit:
     at, _ = rim_spot(rng, scene) if chance(rng, 0.8) else (spot(rng, scene), 0.0)
     size = radius(rng, scene, 2.5, 24)
     cover = strokes.polygon(scene.size, strokes.outline(rng, at, size, corners=int(rng.integers(5, 12)), ragged=0.3))
+    if scene.region.min() < 0.5 and chance(rng, 0.35):
+        return _removed(scene, cover, scene.behind)
     facets = unit(fractal(rng, scene.size, between(rng, 1.2, 1.8)))
     bowl = relief(-blurred(cover, size * 0.35) * size, scene.light)
     tone = other_colour(rng, scene, at)
     face = tone * (1 + 0.1 * facets + 0.35 * bowl + 0.25 * relief(facets, scene.light))[..., None]
-    if chance(rng, 0.35) and scene.region.min() < 0.5:
-        face = scene.behind
     edge = relief(blurred(cover, 0.6 * k), scene.light) * (1 - cover)
     image = scene.image * (1 - between(rng, 0, 0.8) * edge)[..., None]
-    return Edit(image=mixed(cover, image, np.asarray(face, np.float32)), extent=full_extent(cover))
+    broken = mixed(cover, image, np.asarray(face, np.float32))
+    return Edit(image=mixed(scene.region, scene.image, broken), extent=full_extent(cover * scene.region))
+
+
+def _removed(scene: Scene, cover: Field, ground: Field) -> Edit:
+    """The part without a piece of it and its shadow; the ground (H, W, 3) shows instead."""
+    gone = cover * ramp(blurred(scene.region, 7 * scene.scale), 0.01, 0.15)
+    return Edit(image=mixed(gone, scene.image, ground), extent=full_extent(cover * scene.region))
 
 
 def _lost(rng: Rng, scene: Scene) -> Field:
@@ -68,7 +75,8 @@ def _lost(rng: Rng, scene: Scene) -> Field:
         depth = (x - at[0]) * math.cos(turned) + (y - at[1]) * math.sin(turned)
         jagged = depth + fractal(rng, scene.size, 1.5) * between(rng, 0, 3) * scene.scale
         cut = between(rng, 6, 40) * scene.scale
-        return ramp(np.asarray(jagged, np.float32), cut + 0.7, cut - 0.7)
+        piece = ramp(np.asarray(jagged, np.float32), cut + 0.7, cut - 0.7)
+        return 1 - piece if (piece * scene.region).sum() > 0.5 * scene.region.sum() else piece
     centre = spot(rng, scene) if scene.shape == "surface" or chance(rng, 0.5) else at
     corners = int(rng.choice([4, 4, 6, 24]))
     return strokes.polygon(
@@ -78,10 +86,10 @@ def _lost(rng: Rng, scene: Scene) -> Field:
 
 def missing_part(rng: Rng, scene: Scene) -> Edit:
     """A piece of the part is gone and the ground shows, with the shadow of the new edge."""
-    cover = _lost(rng, scene) * scene.region
-    rest = blurred(1 - cover, between(rng, 1, 4) * scene.scale)
+    cover = _lost(rng, scene)
+    rest = blurred(scene.region * (1 - cover), between(rng, 1, 4) * scene.scale)
     shade = 1 - between(rng, 0, 0.5) * np.clip(rest * 1.5, 0, 1)
-    return covered(scene, cover, scene.behind * shade[..., None])
+    return _removed(scene, cover, np.asarray(scene.behind * shade[..., None], np.float32))
 
 
 def _print_error(rng: Rng, scene: Scene, at: Points) -> Field:

@@ -1,0 +1,66 @@
+"""Reach a Ray cluster, or start one on this machine, and say what it offers."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from zsad.errors import ConfigError, ZsadError
+
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Logical CPUs and GPUs of the cluster."""
+
+    num_cpus: int
+    num_gpus: int
+
+
+def connect() -> Resources:
+    """Join the cluster of `RAY_ADDRESS` or the one running here; otherwise start one on this machine's cores.
+
+    Raises:
+        ConfigError: if `RAY_ADDRESS` is set and nothing answers there.
+    """
+    if not ray.is_initialized():
+        quiet = {"logging_level": logging.WARNING, "log_to_driver": "RAY_ADDRESS" in os.environ}
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError as error:
+            if "RAY_ADDRESS" in os.environ:
+                raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}") from error
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **quiet,
+            )
+    total = ray.cluster_resources()
+    return Resources(num_cpus=int(total.get("CPU", 0)), num_gpus=int(total.get("GPU", 0)))
+
+
+def is_submitted_job() -> bool:
+    """Whether this process was started by `ray job submit`, where relative paths point into the shipped package."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def zsad_cause(error: BaseException) -> ZsadError | None:
+    """The zsad error inside what Ray raised, if there is one: Ray wraps a task's error once or twice."""
+    return next((inner for inner in _chain(error) if isinstance(inner, ZsadError)), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        pending += [getattr(current, "cause", None), current.__cause__, current.__context__]

@@ -1,0 +1,64 @@
+"""`--dry-run`: what a run would do, counted and measured, with nothing written.
+
+The time is an estimate from a few of the real images, decoded and scored by the real detector on this machine's CPU; a
+cluster or a GPU is not looked at.
+"""
+
+import os
+import time
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zsad.batch_config import BatchConfig
+from zsad.decode_child import DecodeChild
+from zsad.report.manifest import iter_listing, summarise_listing
+from zsad.scoring import decode_objects
+from zsad.storage import ObjectInfo, Store
+
+if TYPE_CHECKING:
+    from zsad.detector import Detector
+
+
+def dry_run(config: BatchConfig, source: Store) -> str:
+    """The plan as text.
+
+    Raises:
+        ConfigError, ModelError, StorageError: what the run itself would raise for these arguments.
+    """
+    from zsad.detector import load_detector
+
+    listed = summarise_listing(source, config.listing())
+    detector = load_detector(config.detector, object_name=config.object or None, batch_size=config.batch_size)
+    sample = list(islice(iter_listing(source, config.listing()), config.batch_size))
+    num_bad, seconds_each = _measure(detector, source, sample, config)
+    lines = [
+        ("input", source.url),
+        ("images", f"{listed.num_objects:,} objects, {listed.num_bytes / 1e6:,.1f} MB"),
+        ("detector", f"{config.detector}, {detector.config.preprocess.size} px, {detector.config.precision}"),
+        ("sample", f"{len(sample)} objects read, {num_bad} of them can't be scored"),
+        ("estimate", f"{listed.num_objects * seconds_each:,.0f} s on this machine alone, and about 30 s to start"),
+        ("written", "nothing (--dry-run)"),
+    ]
+    return "\n".join(f"{name:<10} {value}" for name, value in lines)
+
+
+def _measure(detector: "Detector", source: Store, sample: list[ObjectInfo], config: BatchConfig) -> tuple[int, float]:
+    """Images of the sample that can't be scored, and seconds per image with all of this machine's cores."""
+    preprocess = detector.config.preprocess
+    with DecodeChild() as child:
+        decode = partial(decode_objects, source, shard=0, limits=config.decode, preprocess=preprocess, child=child)
+        decode(sample[:1])  # starts the child
+        began = time.monotonic()
+        decoded = decode(sample)
+        decode_s = time.monotonic() - began
+    blank = np.zeros((detector.batch_size, preprocess.size, preprocess.size, 3), np.uint8)
+    sizes = [(preprocess.size, preprocess.size)] * detector.batch_size
+    detector.inspect_pixels(blank, sizes)  # the first call allocates
+    began = time.monotonic()
+    detector.inspect_pixels(blank, sizes)
+    score_s = time.monotonic() - began
+    num_bad = len(sample) - decoded["error_code"].null_count
+    return num_bad, decode_s / len(sample) / (os.cpu_count() or 1) + score_s / detector.batch_size

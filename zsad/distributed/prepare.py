@@ -1,0 +1,92 @@
+"""Settle the detector of a run before anything is written: resolve the reference, calibrate, set the threshold.
+
+A stored bundle that needs no change is taken as it is, without torch in the driver. Everything else runs in one Ray task
+(on a GPU where scorers get one), so that a wrong model name or too few normal images end the job with nothing written.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import ray
+
+from zsad.batch_config import BatchConfig
+from zsad.bundle import BundleRef, DetectorConfig, parse_ref, read_config, read_tensors
+from zsad.errors import ConfigError, ErrorCode, ImageError, StorageError
+from zsad.images import DecodeLimits, RgbImage, decode_image
+from zsad.storage import open_store
+
+log = logging.getLogger(__name__)
+
+MAX_NORMALS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A calibrated detector: its description and its tensors as a safetensors file."""
+
+    config: DetectorConfig
+    tensors: bytes
+
+
+def prepare_detector(config: BatchConfig) -> Prepared:
+    """The detector that `config` asks for.
+
+    Raises:
+        ConfigError, ModelError, StorageError: if it can't be had.
+    """
+    ref = parse_ref(config.detector)
+    prepared = None
+    if isinstance(ref, BundleRef):
+        stored = read_config(ref.url)
+        if stored.calibration and not config.normals and config.object in ("", stored.object_name):
+            prepared = Prepared(stored, read_tensors(ref.url))
+    if prepared is None:
+        log.info("preparing detector %s (prompts, calibration)", config.detector)
+        num_gpus = config.num_gpus_per_scorer
+        prepared = ray.get(_load_remotely.options(num_cpus=1, num_gpus=num_gpus).remote(config))
+    if not config.threshold:
+        return prepared
+    assert prepared.config.calibration is not None  # noqa: S101 - loading calibrates; for the type checker
+    calibration = replace(prepared.config.calibration, threshold=config.threshold)
+    return Prepared(replace(prepared.config, calibration=calibration), prepared.tensors)
+
+
+@ray.remote(max_retries=0)
+def _load_remotely(config: BatchConfig) -> Prepared:
+    from zsad.detector import load_detector
+
+    normals = read_normals(config.normals, config.decode) if config.normals else None
+    detector = load_detector(
+        config.detector, object_name=config.object or None, normals=normals, batch_size=config.batch_size
+    )
+    return Prepared(detector.config, detector.tensors())
+
+
+def read_normals(url: str, limits: DecodeLimits) -> Iterator[RgbImage]:
+    """Decode the images under `url`, at most 2,000; files that are no images are skipped with a warning.
+
+    Raises:
+        ConfigError: if there is nothing under `url`.
+        StorageError: if it can't be read.
+    """
+    store = open_store(url)
+    count = 0
+    for info in store.list():
+        if count == MAX_NORMALS:
+            log.warning("--normals %s: only the first %d images are used", url, MAX_NORMALS)
+            return
+        try:
+            image = decode_image(store.get(info.key, max_bytes=limits.max_bytes), limits)
+        except ImageError as error:
+            log.warning("--normals: %s skipped: %s (%s)", info.uri, error, error.code)
+            continue
+        except StorageError as error:
+            if error.code not in (ErrorCode.MISSING, ErrorCode.FORBIDDEN):
+                raise
+            log.warning("--normals: %s skipped: %s", info.uri, error)
+            continue
+        count += 1
+        yield image
+    if not count:
+        raise ConfigError(f"--normals {url}: no usable images there")

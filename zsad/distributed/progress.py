@@ -1,0 +1,119 @@
+"""How far a run is, from committed shards, and whether it may go on.
+
+A tiny actor adds up what the sinks commit; a thread of the driver shows it as a bar on a terminal and as one log line
+every 30 s elsewhere. The same actor holds the error budget: it is looked at every 1,000 rows, so that a wrong prefix or
+missing permission ends the run early instead of producing a million error rows.
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY_ROWS = 1000
+LOG_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows committed so far."""
+
+    rows: int = 0
+    errors: int = 0
+    anomalies: int = 0
+
+
+@ray.remote(num_cpus=0)
+class Tally:
+    """Adds up committed shards; `reason` says why the run must stop, or is empty."""
+
+    def __init__(self, counts: Counts, max_error_share: float) -> None:
+        self.counts = counts
+        self.max_error_share = max_error_share
+        self.reason = ""
+        self._checked_rows = 0
+
+    def add(self, rows: int, errors: int, anomalies: int) -> str:
+        """Count a shard; returns why to stop, or an empty string."""
+        old = self.counts
+        self.counts = Counts(old.rows + rows, old.errors + errors, old.anomalies + anomalies)
+        if self.counts.rows - self._checked_rows >= CHECK_EVERY_ROWS:
+            self._checked_rows = self.counts.rows
+            self.reason = self.reason or over_budget(self.counts, self.max_error_share)
+        return self.reason
+
+    def stop(self, reason: str) -> None:
+        """Make every later `add` say so."""
+        self.reason = self.reason or reason
+
+    def read(self) -> tuple[Counts, str]:
+        """What is committed, and why to stop."""
+        return self.counts, self.reason
+
+
+def over_budget(counts: Counts, max_error_share: float) -> str:
+    """Why these counts are too bad to go on, or an empty string."""
+    if counts.errors <= max_error_share * counts.rows:
+        return ""
+    return (
+        f"{counts.errors:,} of {counts.rows:,} images can't be scored; the limit is {max_error_share:.1%} "
+        "(--max-error-share). If the prefix also holds other files, choose images with --include '*.jpg'"
+    )
+
+
+class ProgressReporter:
+    """Context manager that shows a tally until it ends."""
+
+    def __init__(self, tally: object, start: Counts, total: int, check: Callable[[], None]) -> None:
+        self._tally = tally
+        self._start = start
+        self._total = total
+        self._check = check
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="zsad-progress", daemon=True)
+
+    def __enter__(self) -> "ProgressReporter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _show(self) -> None:
+        is_terminal = sys.stderr.isatty()
+        began = logged = time.monotonic()
+        with tqdm(total=self._total, initial=self._start.rows, unit="img", disable=not is_terminal) as bar:
+            while not self._stop.wait(1.0):
+                counts = self._read()
+                bar.set_postfix({"anomalies": counts.anomalies, "errors": counts.errors}, refresh=False)
+                bar.update(counts.rows - bar.n)
+                if not is_terminal and time.monotonic() - logged >= LOG_EVERY_S:
+                    logged = time.monotonic()
+                    log.info("%s", describe(counts, self._start, self._total, logged - began))
+
+    def _read(self) -> Counts:
+        try:
+            self._check()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the lease, the run must stop
+            self._tally.stop.remote(str(error))  # type: ignore[attr-defined]
+        counts: Counts = ray.get(self._tally.read.remote())[0]  # type: ignore[attr-defined]
+        return counts
+
+
+def describe(counts: Counts, start: Counts, total: int, seconds: float) -> str:
+    """One line: done, rate and time left."""
+    rate = (counts.rows - start.rows) / max(seconds, 1e-9)
+    left = f"{(total - counts.rows) / rate:,.0f} s left" if rate > 0 else "no rate yet"
+    share = counts.rows / total if total else 1.0
+    return (
+        f"{counts.rows:,} of {total:,} images ({share:.0%}), {rate:.1f} images/s, {left}; "
+        f"{counts.anomalies:,} anomalies, {counts.errors:,} errors"
+    )
