@@ -1,6 +1,6 @@
-"""What the main job is asked to do: one frozen dataclass, checked, for the command line, TOML files and Python alike."""
+"""What the main job is asked to do: one checked dataclass for the command line, TOML files and Python alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class BatchConfig:
     dry_run: bool = False
     restart: bool = False
     run_id: str = ""
-    decode: DecodeLimits = DecodeLimits()
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
 
     def __post_init__(self) -> None:
         """Refuse values out of range before anything is touched."""
@@ -81,9 +81,7 @@ class BatchConfig:
     def listing(self, rows_per_shard: int = 1) -> ListingOptions:
         """Which objects to list."""
         limit = self.limit or None
-        return ListingOptions(
-            include=self.include, exclude=self.exclude, limit=limit, rows_per_shard=rows_per_shard
-        )
+        return ListingOptions(include=self.include, exclude=self.exclude, limit=limit, rows_per_shard=rows_per_shard)
 
     def template(self) -> PartitionTemplate | None:
         """The partition template, if any."""

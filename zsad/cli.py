@@ -9,7 +9,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,16 +80,17 @@ def read_toml(config_class: type[Any], path: Path) -> dict[str, Any]:
     for key in values:
         if key not in known:
             near = get_close_matches(key, known, n=1)
-            raise ConfigError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"--config {path}: unknown key {key!r}{hint}")
     return values
 
 
-def _flat_fields(config_class: type[Any]) -> list[str]:
+def _flat_fields(config_class: Any) -> list[str]:
     """Field names, those of nested dataclasses included, as the command line shows them."""
     names: list[str] = []
     for item in fields(config_class):
-        default = item.default if item.default is not MISSING else None
-        names += _flat_fields(type(default)) if is_dataclass(default) else [item.name]
+        nested: Any = item.default_factory
+        names += _flat_fields(nested) if is_dataclass(nested) else [item.name]
     return names
 
 
@@ -104,7 +105,7 @@ def _take_config(arguments: list[str]) -> tuple[list[str], str]:
     return arguments, ""
 
 
-def _as_flag(key: str, value: Any, unset: Sequence[str]) -> list[str]:  # noqa: ANN401 - TOML values
+def _as_flag(key: str, value: Any, unset: Sequence[str]) -> list[str]:
     flag = f"--{key.replace('_', '-')}"
     if flag not in unset:
         return []

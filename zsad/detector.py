@@ -1,7 +1,7 @@
 """`Detector`: backbone + method + calibration, from uint8 images to findings.
 
-One class serves the batch job, the notebook and the HTTP endpoint, so all give the same numbers. Batches always have the
-same shape (the last one is padded), because matrix kernels may round differently for other shapes.
+One class serves the batch job, the notebook and the HTTP endpoint, so all give the same numbers. Batches always have
+the same shape (the last one is padded), because matrix kernels may round differently for other shapes.
 
 Legend: B images of a batch, S model input side px, (h, w) patch grid, P = h * w.
 """
@@ -84,8 +84,8 @@ class Detector:
         self.backbone = load_backbone(config.backbone, device, _precision(config.precision))
         if config.backbone_sha256 != self.backbone.sha256:
             raise ModelError(
-                f"the bundle was made for {config.backbone} with weights {config.backbone_sha256[:12]}..., "
-                f"but the weights found are {self.backbone.sha256[:12]}...; install the same ones or make the bundle anew"
+                f"the bundle was made for {config.backbone} with weights {config.backbone_sha256[:12]}..., but those "
+                f"found are {self.backbone.sha256[:12]}...; install the same ones or make the bundle anew"
             )
         if config.preprocess.size % self.backbone.patch_size:
             raise ModelError(
@@ -159,9 +159,9 @@ class Detector:
 
     def tensors(self) -> bytes:
         """The method's learned tensors as a safetensors file."""
-        return safetensors.torch.save(dict(self.method.tensors))
+        return bytes(safetensors.torch.save(dict(self.method.tensors)))
 
-    def _with(self, **changes: Any) -> "Detector":  # noqa: ANN401 - fields of DetectorConfig, checked by replace
+    def _with(self, **changes: Any) -> "Detector":
         tensors = dict(self.method.tensors)
         config = replace(self.config, **changes)
         return Detector(config, tensors, device=str(self.backbone.device), batch_size=self.batch_size)
@@ -298,7 +298,7 @@ def _parse_tensors(data: bytes, source: str) -> dict[str, Any]:
         raise ModelError(f"{source}: its tensors are no valid safetensors file ({error})") from error
 
 
-def _precision(name: str) -> Any:  # noqa: ANN401 - narrowed to the Literal here
+def _precision(name: str) -> Any:
     if name not in ("fp32", "bf16"):
         raise ModelError(f"precision {name!r}; zsad runs fp32 or bf16")
     return name

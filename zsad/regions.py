@@ -54,9 +54,7 @@ def upsample(map_hw: NDArray[np.float32], height: int, width: int) -> NDArray[np
     return np.asarray(resized, dtype=np.float32)
 
 
-def components(
-    map_hw: NDArray[np.float32], *, size: int, threshold: float, min_area_px: int
-) -> list[Component]:
+def components(map_hw: NDArray[np.float32], *, size: int, threshold: float, min_area_px: int) -> list[Component]:
     """Connected areas (8-neighbourhood) of the up-sampled map at or above `threshold`, highest first.
 
     Args:
@@ -103,4 +101,4 @@ def patch_weights(component: Component, grid: tuple[int, int]) -> NDArray[np.flo
     rows, columns = grid
     size = component.mask_SS.shape[0]
     blocks = component.mask_SS.reshape(rows, size // rows, columns, size // columns)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)
+    return np.asarray(blocks.mean(axis=(1, 3)), dtype=np.float32)

@@ -1,8 +1,8 @@
 """From listed objects to report rows: fetch and decode (CPU), then score (model). No Ray: the batch job maps these.
 
-Between the two halves travels one Arrow table per manifest shard with uint8 pixels at the model's size, so that decoding
-can run on machines without a GPU and only a quarter of the float bytes move. Every object ends as exactly one row; what
-goes wrong with one object becomes its error code.
+Between the two halves travels one Arrow table per manifest shard with uint8 pixels at the model's size, so that
+decoding can run on machines without a GPU and only a quarter of the float bytes move. Every object ends as exactly
+one row; what goes wrong with one object becomes its error code.
 
 Legend: S model input side px, N rows of a shard.
 Cost: S * S * 3 bytes per image in flight; fetching runs `FETCH_AHEAD` objects ahead of decoding.

@@ -1,8 +1,8 @@
 """Find and load an open_clip model: the embedded `nano`, a folder, or a name with open_clip's own weights.
 
-A folder holds what open_clip itself writes for a hub: `open_clip_config.json` and `open_clip_model.safetensors`. Weights
-of a folder are read from safetensors only; a pickled checkpoint is refused by name, never opened. Named weights come
-through open_clip's loader (network or its cache), restricted to tensors (`weights_only`).
+A folder holds what open_clip itself writes for a hub: `open_clip_config.json` and `open_clip_model.safetensors`.
+Weights of a folder are read from safetensors only; a pickled checkpoint is refused by name, never opened. Named
+weights come through open_clip's loader (network or its cache), restricted to tensors (`weights_only`).
 """
 
 import hashlib
@@ -25,7 +25,7 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 class Loaded:
     """An open_clip model in fp32 on the CPU, with its tokenizer and preprocessing constants.
 
-    `vv_start` is the first block of the value-value path where the folder's config names one (`"zsad": {"vv_start": 5}`).
+    `vv_start` is the first block of the value-value path, where the folder's config names one under "zsad".
     """
 
     model: nn.Module
@@ -110,11 +110,13 @@ def _load_named(name: str) -> Loaded:
         raise ModelError(f"unknown backbone {name!r}: give 'nano', a folder, or an open_clip NAME/PRETRAINED pair")
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     if not slash or pretrained not in tags:
-        raise ModelError(f"backbone {name!r}: open_clip offers for {model_name} the weights {', '.join(tags) or 'none'}")
+        raise ModelError(
+            f"backbone {name!r}: open_clip offers for {model_name} the weights {', '.join(tags) or 'none'}"
+        )
     try:
         model = open_clip.create_model(model_name, pretrained=pretrained, precision="fp32", device="cpu")
         tokenizer = open_clip.get_tokenizer(model_name)
-    except Exception as error:  # noqa: BLE001 - a hub client raises anything; the cause is kept
+    except Exception as error:
         raise ModelError(
             f"backbone {name!r}: open_clip could not get its weights ({type(error).__name__}: {error}); "
             "allow its download, fill its cache, or use 'nano' or a folder"
@@ -150,7 +152,9 @@ def check_vit(name: str, model: nn.Module) -> None:
 
     visual: Any = model.visual
     if not isinstance(visual, VisionTransformer):
-        raise ModelError(f"backbone {name!r}: its vision tower is a {type(visual).__name__}; zsad needs an open_clip ViT")
+        raise ModelError(
+            f"backbone {name!r}: its vision tower is a {type(visual).__name__}; zsad needs an open_clip ViT"
+        )
     if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
         raise ModelError(f"backbone {name!r}: its image embedding is not the class token; such ViTs are not supported")
     if not all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks):

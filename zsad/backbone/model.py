@@ -45,7 +45,9 @@ class Backbone:
         self.sha256 = weights_sha256(loaded.model)
         self.device = device
         self.precision: Precision = precision
-        self.interpolation = loaded.interpolation
+        self.interpolation: Literal["bicubic", "bilinear"] = (
+            "bilinear" if loaded.interpolation == "bilinear" else "bicubic"
+        )
         self.model: Any = _cast(loaded.model, precision).to(device)
         self.vv_start: int = vision.default_vv_start(self.num_layers) if loaded.vv_start is None else loaded.vv_start
         self.tokenizer = loaded.tokenizer

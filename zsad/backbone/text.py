@@ -43,9 +43,9 @@ def encode_tokens(model: Any, tokens_ST: Tensor) -> Tensor:
     end = x[torch.arange(len(x), device=x.device), tokens_ST.argmax(dim=-1)]
     pooled = layer_norm(tower.ln_final, end)
     projection = tower.text_projection
-    if projection is None:
-        return pooled
-    return projection(pooled) if isinstance(projection, torch.nn.Module) else pooled @ projection
+    if projection is not None:
+        pooled = projection(pooled) if isinstance(projection, torch.nn.Module) else pooled @ projection
+    return pooled
 
 
 @torch.inference_mode()

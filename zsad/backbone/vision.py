@@ -52,7 +52,7 @@ def position_embedding(visual: Any, grid: tuple[int, int]) -> Tensor:
 
     The class slot is kept. The stored parameter is never overwritten, so sizes can alternate.
     """
-    stored = visual.positional_embedding
+    stored: Tensor = visual.positional_embedding
     rows, columns = visual.grid_size
     if grid == (rows, columns):
         return stored

@@ -5,9 +5,10 @@ keeps it whole, and the sink checks that it is. So the ledger commits exactly wh
 shards. Shards are small enough (`rows_per_shard`) that a decoded one stays far below Ray's target block size, which
 would split it.
 
-On machines without GPUs there is one single-threaded scorer per CPU, and decoding shares those CPUs: a decode task and a
-scorer ask for about half a CPU each, so that both always fit. With GPUs there is one scorer per GPU and decoding has the
-CPUs. Decode tasks and scorers ask for different shares on purpose: with equal ones Ray would fuse the two stages.
+On machines without GPUs there is one single-threaded scorer per CPU, and decoding shares those CPUs: a decode task
+and a scorer ask for about half a CPU each, so that both always fit. With GPUs there is one scorer per GPU and
+decoding has the CPUs. Decode tasks and scorers ask for different shares on purpose: with equal ones Ray would fuse
+the two stages.
 """
 
 import logging
@@ -34,9 +35,9 @@ from zsad.distributed.prepare import prepare_detector
 from zsad.distributed.progress import Counts, ProgressReporter, Tally, over_budget
 from zsad.errors import ConfigError, TooManyBadImages, ZsadError
 from zsad.report import ledger, manifest, publish
-from zsad.report.ledger import RunState
 from zsad.report.lease import Lease, acquire_lease
-from zsad.report.paths import map_key, new_run_id, run_key
+from zsad.report.ledger import RunState
+from zsad.report.paths import new_run_id, run_key
 from zsad.report.schema import RunStamp, report_schema
 from zsad.report.summary import RunSummary
 from zsad.scoring import MAP_PNG, SHARD, RowContext, decode_objects, score_table
@@ -71,11 +72,11 @@ class Plan:
         """The report."""
         return open_store(self.config.output)
 
-    @property
-    def partition_fields(self) -> tuple[str, ...]:
-        """Columns made of the key."""
-        template = self.config.template()
-        return template.fields if template else ()
+
+def partition_fields(config: BatchConfig) -> tuple[str, ...]:
+    """Columns made of the key."""
+    template = config.template()
+    return template.fields if template else ()
 
 
 def score_bucket(config: BatchConfig) -> None:
@@ -125,7 +126,7 @@ def _run(config: BatchConfig, source: Store, output: Store, resources: Resources
             state.run_id,
             num_shards=listed.num_shards,
             config_hash=state.config_hash,
-            partition_fields=plan.partition_fields,
+            partition_fields=partition_fields(config),
         )
         summary = RunSummary(
             run_id=state.run_id,
@@ -164,7 +165,7 @@ def _check(config: BatchConfig) -> tuple[Store, Store]:
     if next(manifest.iter_listing(source, config.listing()), None) is None:
         chosen = " that --include and --exclude leave" if config.include or config.exclude else ""
         raise ConfigError(f"there are no objects under {source.url}{chosen}; check --input")
-    report_schema(config.template().fields if config.template() else ())
+    report_schema(partition_fields(config))
     if not config.dry_run:
         output.check_writable()
     return source, output
@@ -228,8 +229,6 @@ def score_shards(plan: Plan, listed: manifest.ManifestSummary, resources: Resour
                 pipeline(plan, pending, resources).write_datasink(
                     ShardSink(plan, tally), ray_remote_args={"num_cpus": 0.1}
                 )
-            except ZsadError:
-                raise
             except Exception as error:
                 cause = zsad_cause(error)
                 if isinstance(cause, TooManyBadImages):
@@ -338,11 +337,11 @@ class ShardScorer:
 class ShardSink(Datasink[int]):
     """Writes maps and rows of each block and commits its shard; returns the number of rows."""
 
-    def __init__(self, plan: Plan, tally: Any) -> None:  # noqa: ANN401 - a Ray actor handle
+    def __init__(self, plan: Plan, tally: Any) -> None:
         self._plan = plan
         self._tally = tally
 
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> int:  # noqa: ANN401 - Ray's task context
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> int:
         """Commit blocks; each must be one whole shard.
 
         Raises:
@@ -354,10 +353,8 @@ class ShardSink(Datasink[int]):
         plan, output = self._plan, self._plan.output
         shard = _whole_shard(block, output, plan.run_id)
         _put_maps(output, block)
-        rows = block.drop_columns([SHARD, MAP_PNG]).cast(report_schema(plan.partition_fields))
-        record = ledger.write_shard_data(
-            output, plan.run_id, shard, rows, hash_=plan.config_hash, fence=plan.fence
-        )
+        rows = block.drop_columns([SHARD, MAP_PNG]).cast(report_schema(partition_fields(plan.config)))
+        record = ledger.write_shard_data(output, plan.run_id, shard, rows, hash_=plan.config_hash, fence=plan.fence)
         counted = ledger.commit_shard(output, plan.run_id, record)
         reason = ray.get(self._tally.add.remote(counted.rows, counted.errors, counted.anomalies))
         if reason:
@@ -375,13 +372,14 @@ def _whole_shard(block: pa.Table, output: Store, run_id: str) -> int:
     shard = next(iter(numbers))
     expected = len(manifest.read_manifest_shard(output, run_id, shard))
     if len(numbers) > 1 or block.num_rows != expected:
-        raise ZsadError(f"a block holds {block.num_rows} rows of shards {sorted(numbers)}; shard {shard} has {expected}")
+        raise ZsadError(
+            f"a block holds {block.num_rows} rows of shards {sorted(numbers)}; shard {shard} has {expected}"
+        )
     return int(shard)
 
 
 def _put_maps(output: Store, block: pa.Table) -> None:
     uris, pngs = block["map_uri"].to_pylist(), block[MAP_PNG].to_pylist()
-    prefix = len(output.uri(""))
-    pairs = [(uri[prefix:], png) for uri, png in zip(uris, pngs, strict=True) if uri is not None]
+    pairs = [(output.key(uri), png) for uri, png in zip(uris, pngs, strict=True) if uri is not None]
     with ThreadPoolExecutor(_MAP_WRITERS) as writers:
         list(writers.map(lambda pair: output.put(*pair), pairs))

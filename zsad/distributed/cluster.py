@@ -32,7 +32,9 @@ def connect() -> Resources:
             ray.init(address="auto", **quiet)
         except ConnectionError as error:
             if "RAY_ADDRESS" in os.environ:
-                raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}") from error
+                raise ConfigError(
+                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}"
+                ) from error
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
@@ -50,8 +52,12 @@ def is_submitted_job() -> bool:
 
 
 def zsad_cause(error: BaseException) -> ZsadError | None:
-    """The zsad error inside what Ray raised, if there is one: Ray wraps a task's error once or twice."""
-    return next((inner for inner in _chain(error) if isinstance(inner, ZsadError)), None)
+    """The zsad error inside what Ray raised, if there is one.
+
+    Ray wraps a task's error once or twice, in a class that also inherits from it and whose text is a whole traceback.
+    """
+    inner = (e for e in _chain(error) if isinstance(e, ZsadError) and not isinstance(e, ray.exceptions.RayError))
+    return next(inner, None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -50,10 +50,9 @@ def _tiles(plan: "Plan", uris: list[str]) -> Iterator[tuple[str, Tile]]:
     detector = load_detector(plan.bundle_url, device=device, batch_size=plan.config.batch_size)
     calibration = plan.detector.calibration
     map_threshold = calibration.map_threshold if calibration else 0.5
-    prefix = len(plan.source.uri(""))
     for start in range(0, len(uris), detector.batch_size):
         chunk = uris[start : start + detector.batch_size]
-        read = {uri: _reread(plan.source, uri[prefix:], plan.config.decode) for uri in chunk}
+        read = {uri: _reread(plan.source, plan.source.key(uri), plan.config.decode) for uri in chunk}
         images = {uri: image for uri, image in read.items() if not isinstance(image, str)}
         maps = {uri: f.anomaly_map for uri, f in zip(images, detector.inspect(list(images.values())), strict=True)}
         for uri, image in read.items():

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from tqdm import tqdm
@@ -71,7 +72,7 @@ def over_budget(counts: Counts, max_error_share: float) -> str:
 class ProgressReporter:
     """Context manager that shows a tally until it ends."""
 
-    def __init__(self, tally: object, start: Counts, total: int, check: Callable[[], None]) -> None:
+    def __init__(self, tally: Any, start: Counts, total: int, check: Callable[[], None]) -> None:
         self._tally = tally
         self._start = start
         self._total = total
@@ -103,8 +104,8 @@ class ProgressReporter:
         try:
             self._check()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the lease, the run must stop
-            self._tally.stop.remote(str(error))  # type: ignore[attr-defined]
-        counts: Counts = ray.get(self._tally.read.remote())[0]  # type: ignore[attr-defined]
+            self._tally.stop.remote(str(error))
+        counts: Counts = ray.get(self._tally.read.remote())[0]
         return counts
 
 

@@ -41,13 +41,13 @@ def initialise_vision(visual: Any, pool: Pool, rng: np.random.Generator) -> None
 
 
 def _principal_patches(weight: Tensor, pool: Pool, rng: np.random.Generator) -> Tensor:
-    """Principal components as filters; those after the first `WHITENED` keep their small variance, noise stays small."""
+    """Principal components as filters; those after the first `WHITENED` stay small, and so does noise."""
     width, _, patch, _ = weight.shape
     draws = [_patch(pool, rng, patch) for _ in range(PCA_PATCHES)]
     patches_NF = (torch.from_numpy(np.stack(draws)).float() / 255 - 0.5) / 0.25
     _, singular, components_FF = torch.linalg.svd(patches_NF - patches_NF.mean(dim=0), full_matrices=False)
     variances = singular[:width] ** 2 / PCA_PATCHES
-    filters = components_FF[:width] / (variances + variances[WHITENED]).sqrt()[:, None]
+    filters: Tensor = components_FF[:width] / (variances + variances[WHITENED]).sqrt()[:, None]
     return filters.reshape(width, patch, patch, 3).permute(0, 3, 1, 2)
 
 

@@ -1,8 +1,9 @@
 """A pool of procedural images on disk, and augmented batches drawn from it.
 
-Drawing an image costs more than a training step on it, so a pool is drawn once, on all cores, into memory-mapped arrays,
-and every step takes random windows of it: flips, quarter turns, scale, gain, gamma, grey. A window that misses the defect
-is a normal sample, the hardest kind there is. Shards already on disk are kept, so an interrupted draw goes on.
+Drawing an image costs more than a training step on it, so a pool is drawn once, on all cores, into memory-mapped
+arrays, and every step takes random windows of it: flips, quarter turns, scale, gain, gamma, grey. A window that
+misses the defect is a normal sample, the hardest kind there is. Shards already on disk are kept, so an interrupted
+draw goes on.
 
 Legend: B images, P patches. Cost on disk: 200 KB per 224 px image (pixels and mask).
 """
@@ -69,7 +70,8 @@ def open_pool(folder: Path, *, num_images: int, seed: int, config: SyntheticConf
     Args:
         folder: one folder per (seed, config); shards in it are taken as they are.
         num_images: rounded up to whole shards of 500.
-        seed, config: given to `zsad.datasets.synthetic.generate`.
+        seed: given to `zsad.datasets.synthetic.generate`.
+        config: likewise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(-(-num_images // SHARD))
@@ -111,10 +113,10 @@ def draw_batch(
         patch_size: side of a patch, px.
     """
     indices = rng.integers(len(pool), size=batch_size)
-    windows = [_window(*pool.item(int(index)), rng, windows) for index in indices]
-    pixels = torch.stack([_resize(window, size) for window, _ in windows])
-    coverage = torch.stack([_coverage(mask, size // patch_size) for _, mask in windows])
-    has_defect = [int(mask.sum()) >= MIN_DEFECT_PX for _, mask in windows]
+    cuts = [_window(*pool.item(int(index)), rng, windows) for index in indices]
+    pixels = torch.stack([_resize(window, size) for window, _ in cuts])
+    coverage = torch.stack([_coverage(mask, size // patch_size) for _, mask in cuts])
+    has_defect = [int(mask.sum()) >= MIN_DEFECT_PX for _, mask in cuts]
     return Batch(
         pixels_BHWC=_photometric(pixels, rng),
         coverage_BP=coverage,
@@ -160,4 +162,3 @@ def _photometric(pixels_BHWC: Tensor, rng: np.random.Generator) -> Tensor:
     grey = per_image(0, 1) < 0.3
     x = torch.where(grey, x.mean(dim=-1, keepdim=True).expand_as(x), x)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
-

@@ -152,7 +152,7 @@ def train_step(
         group["lr"] = _learning_rate(config, step)
     terms = losses_of(model, batch, wording.write(rng, batch.kinds, batch.defects, _vocabulary()))
     optimiser.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()
+    torch.autograd.backward(torch.stack(list(terms.values())).sum())
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     return {name: round(float(term.detach()), 5) for name, term in terms.items()}

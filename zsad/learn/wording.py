@@ -2,8 +2,8 @@
 
 Captions name a thing and its state in many wordings. Ensembles (normal against abnormal states of a name) are built as
 the zero-shot detector builds them, so that what is trained is what is asked later. Names are the thing's own, a
-generic word such as "object", or random words of the vocabulary: an inspector is asked about products nobody trained on,
-and an unknown name must not move the answer.
+generic word such as "object", or random words of the vocabulary: an inspector is asked about products nobody trained
+on, and an unknown name must not move the answer.
 
 Legend: B images, C captions, G names.
 """
@@ -18,7 +18,18 @@ from zsad.datasets.synthetic import DEFECT_PHRASES, DEFECTS, caption, object_nam
 from zsad.learn.pool import Kind
 from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES, compose, defect_states
 
-GENERIC_NAMES = ("object", "product", "surface", "part", "item", "material", "piece", "component", "sample", "workpiece")
+GENERIC_NAMES = (
+    "object",
+    "product",
+    "surface",
+    "part",
+    "item",
+    "material",
+    "piece",
+    "component",
+    "sample",
+    "workpiece",
+)
 PROMPTS_PER_STATE = 2
 OWN_GROUPS = 12  # kinds of a batch that are also asked by name; more would cost time
 NAMED_SHARE = 0.7

@@ -1,8 +1,8 @@
 """Zero-shot anomaly detection from words alone: normal against abnormal prompt ensembles.
 
-The image embedding is compared with the mean direction of many normal and many abnormal prompts; so is every patch token
-of the value-value path, which gives the anomaly map in the same single pass. The image score is the mean of the two
-answers, because a defect of a few pixels barely moves the image embedding but dominates its own patch.
+The image embedding is compared with the mean direction of many normal and many abnormal prompts; so is every patch
+token of the value-value path, which gives the anomaly map in the same single pass. The image score is the mean of the
+two answers, because a defect of a few pixels barely moves the image embedding but dominates its own patch.
 
 Legend: B images, P patches, (h, w) patch grid, D joint width.
 Cost: one pass of the tower; prompts are encoded once, when the method is made.
@@ -75,7 +75,7 @@ class WinCLIP:
         weight = self.config.map_weight
         return Prediction(
             score_B=(1 - weight) * image_B + weight * peak_B,
-            map_Bhw=patches_BP.unflatten(1, features.grid),
+            map_Bhw=patches_BP.view(-1, *features.grid),
             patches_BPD=features.patches_BPD,
         )
 

@@ -94,6 +94,17 @@ class Store(ABC):
     def uri(self, key: str) -> str:
         """Absolute address of `key`: `s3://bucket/key`, or a plain absolute path."""
 
+    def key(self, uri: str) -> str:
+        """The key of an address that `uri` gave.
+
+        Raises:
+            ConfigError: it lies outside this store.
+        """
+        root = self.url.rstrip("/") + "/"
+        if not uri.startswith(root):
+            raise ConfigError(f"{uri} does not lie under {self.url}")
+        return uri.removeprefix(root)
+
     @abstractmethod
     def arrow_filesystem(self) -> tuple[Any, str]:
         """The `pyarrow.fs.FileSystem` that holds this store, and the root's path in it, for reading data sets."""

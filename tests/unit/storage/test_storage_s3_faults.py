@@ -70,7 +70,7 @@ def script(monkeypatch):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
 
-        do_GET = do_PUT = do_HEAD = do_DELETE = answer  # noqa: N815 - names of http.server
+        do_GET = do_PUT = do_HEAD = do_DELETE = answer
 
         def log_message(self, *_arguments):
             """Keep the test's output clean."""

@@ -1,0 +1,42 @@
+"""Train the embedded backbone from scratch, ship it, calibrate it and print its held-out figures.
+
+Interrupt it at any time: the same command goes on from the last checkpoint. docs/nano.md logs what was tried.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from zsad.backbone.load import NANO
+from zsad.cli import run_job
+from zsad.learn.pretrain import PretrainConfig, pretrain
+from zsad.learn.ship import held_out, make_shipped_bundle, measure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainJob:
+    """Pre-train, calibrate and measure nano.
+
+    Attributes:
+        work: image pool, checkpoint and log; keep it to be able to go on.
+        held_out_images: how many procedural images the figures are measured on.
+        train: off to calibrate and measure the weights that are there.
+    """
+
+    work: Path = Path(".pretrain")
+    held_out_images: int = 1000
+    train: bool = True
+
+
+def main(job: PretrainJob) -> None:
+    """Run it."""
+    if job.train:
+        pretrain(PretrainConfig(), job.work, NANO)
+    detector = make_shipped_bundle()
+    figures = measure(detector, held_out(job.held_out_images, detector.config.preprocess.size))
+    print(json.dumps(asdict(figures), indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(PretrainJob, main))
