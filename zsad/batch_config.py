@@ -1,6 +1,6 @@
 """What the main job is asked to do: one checked dataclass for the command line, TOML files and Python alike."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from zsad.images import DecodeLimits
 from zsad.partition import PartitionTemplate
 from zsad.report.manifest import ListingOptions
 from zsad.report.paths import check_run_id
+from zsad.storage import open_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +95,23 @@ def absolute(url: str) -> bool:
 
 
 def result_fields(config: BatchConfig, detector_fingerprint: str) -> dict[str, Any]:
-    """The fields that change a report's values; a run may only be resumed with equal ones."""
+    """The fields that change a row's values; their hash is the report's `config_hash`."""
+    limits = asdict(config.decode)
+    limits.pop("timeout_s")
     return {
-        "input": config.input,
         "detector": detector_fingerprint,
         "batch_size": config.batch_size,
+        "partition": config.partition,
+        "maps": config.maps,
+        "decode": {**limits, "formats": list(config.decode.formats)},
+    }
+
+
+def listing_fields(config: BatchConfig) -> dict[str, Any]:
+    """The fields that decide which objects a run has; an unfinished run can't change them."""
+    return {
+        "input": open_store(config.input).url,
         "include": list(config.include),
         "exclude": list(config.exclude),
         "limit": config.limit,
-        "partition": config.partition,
-        "maps": config.maps,
-        "decode": {
-            "max_bytes": config.decode.max_bytes,
-            "max_pixels": config.decode.max_pixels,
-            "min_side_px": config.decode.min_side_px,
-            "formats": list(config.decode.formats),
-        },
     }

@@ -1,5 +1,1 @@
-"""Makes the fixture `s3` known to the tests of this folder."""
-
-from .fixture import s3
-
-__all__ = ["s3"]
+"""The fixture `s3` is made known to all tests by tests/conftest.py."""

@@ -13,34 +13,30 @@ the two stages.
 
 import logging
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasink
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from zsad import __version__
-from zsad.batch_config import BatchConfig, absolute, result_fields
+from zsad.batch_config import BatchConfig, absolute, listing_fields, result_fields
 from zsad.bundle import DetectorConfig, write_bundle
-from zsad.decode_child import DecodeChild
 from zsad.distributed.cluster import Resources, connect, is_submitted_job, zsad_cause
 from zsad.distributed.gallery import write_gallery
 from zsad.distributed.plan import dry_run
 from zsad.distributed.prepare import prepare_detector
 from zsad.distributed.progress import Counts, ProgressReporter, Tally, over_budget
-from zsad.errors import ConfigError, TooManyBadImages, ZsadError
+from zsad.distributed.stages import Plan, ShardScorer, ShardSink, decode_block, partition_fields
+from zsad.errors import ConfigError, StorageError, TooManyBadImages
 from zsad.report import ledger, manifest, publish
+from zsad.report.carry import Carrier, load_carried
 from zsad.report.lease import Lease, acquire_lease
 from zsad.report.ledger import RunState
 from zsad.report.paths import new_run_id, run_key
-from zsad.report.schema import RunStamp, report_schema
+from zsad.report.schema import report_schema
 from zsad.report.summary import RunSummary
-from zsad.scoring import MAP_PNG, SHARD, RowContext, decode_objects, score_table
 from zsad.storage import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -48,35 +44,6 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 64 * 2**20
 CPU_SHARD_ROWS = 64
 GPU_SHARD_ROWS = 512
-_MAP_WRITERS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What every worker needs to know; small, for it travels with each task."""
-
-    config: BatchConfig
-    run_id: str
-    config_hash: str
-    fence: int
-    bundle_url: str
-    detector: DetectorConfig
-
-    @property
-    def source(self) -> Store:
-        """The images."""
-        return open_store(self.config.input)
-
-    @property
-    def output(self) -> Store:
-        """The report."""
-        return open_store(self.config.output)
-
-
-def partition_fields(config: BatchConfig) -> tuple[str, ...]:
-    """Columns made of the key."""
-    template = config.template()
-    return template.fields if template else ()
 
 
 def score_bucket(config: BatchConfig) -> None:
@@ -92,22 +59,21 @@ def score_bucket(config: BatchConfig) -> None:
     if config.dry_run:
         print(dry_run(config, source))
         return
+    if config.run_id and ledger.is_published(output, config.run_id):
+        log.info("run %s is published already in %s; nothing to do", config.run_id, output.url)
+        return
     started = time.monotonic()
     resources = connect()
     try:
-        _run(config, source, output, resources, started)
+        _run(config, output, resources, started)
     except ray.exceptions.RayError as error:
         raise zsad_cause(error) or error from error
 
 
-def _run(config: BatchConfig, source: Store, output: Store, resources: Resources, started: float) -> None:
+def _run(config: BatchConfig, output: Store, resources: Resources, started: float) -> None:
     prepared = prepare_detector(config)
     state, lease = open_run(config, output, prepared.config.fingerprint())
     with lease:
-        rows_per_shard = shard_rows(config, prepared.config)
-        listed = manifest.load_manifest_summary(output, state.run_id) or manifest.write_manifest(
-            source, output, state.run_id, config.listing(rows_per_shard), guard=lease.check
-        )
         bundle_url = output.uri(run_key(state.run_id, "detector"))
         write_bundle(bundle_url, prepared.config, prepared.tensors)
         plan = Plan(
@@ -118,7 +84,8 @@ def _run(config: BatchConfig, source: Store, output: Store, resources: Resources
             bundle_url=bundle_url,
             detector=prepared.config,
         )
-        log.info("run %s: %d images in %d shards", state.run_id, listed.num_objects, listed.num_shards)
+        listed = list_objects(plan, state, shard_rows(config, prepared.config), lease)
+        log.info("run %s: %d images to score in %d shards", state.run_id, listed.num_objects, listed.num_shards)
         num_scored, seconds = score_shards(plan, listed, resources, lease)
         lease.check()
         published = publish.publish_run(
@@ -127,6 +94,7 @@ def _run(config: BatchConfig, source: Store, output: Store, resources: Resources
             num_shards=listed.num_shards,
             config_hash=state.config_hash,
             partition_fields=partition_fields(config),
+            carried=load_carried(output, state.run_id),
         )
         summary = RunSummary(
             run_id=state.run_id,
@@ -138,6 +106,7 @@ def _run(config: BatchConfig, source: Store, output: Store, resources: Resources
             scoring_seconds=seconds,
             total_seconds=time.monotonic() - started,
             num_scored=num_scored,
+            num_carried=listed.num_carried,
             totals=published.totals,
         )
         selection, gallery_uri = write_gallery(plan, summary)
@@ -172,36 +141,63 @@ def _check(config: BatchConfig) -> tuple[Store, Store]:
 
 
 def open_run(config: BatchConfig, output: Store, fingerprint: str) -> tuple[RunState, Lease]:
-    """Resume the unfinished run of this output, or register a new one, and hold its lease.
+    """Resume the unfinished run of this output, or register a new one behind the last, and hold its lease.
 
     Raises:
-        ConfigError: if an unfinished run was started with other settings and `restart` is off, or the run id is taken.
+        ConfigError: if the unfinished or the last run had other settings and `restart` is off.
         CommitConflict: if a live driver holds the run.
     """
-    fields = result_fields(config, fingerprint)
+    values = result_fields(config, fingerprint)
     wanted = RunState(
         run_id=config.run_id or new_run_id(),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         input_url=config.input,
-        config=fields,
-        config_hash=ledger.config_hash(fields),
+        config={**values, "listing": listing_fields(config)},
+        config_hash=ledger.config_hash(values),
         code_version=__version__,
     )
     unfinished = ledger.find_unfinished_run(output)
-    if unfinished is not None and config.restart:
+    if unfinished is not None and not config.restart:
+        state = _same_settings(output, unfinished, wanted, "is unfinished and")
+        log.info("going on with unfinished run %s", unfinished)
+        return state, acquire_lease(output, unfinished)
+    if unfinished is not None:
         with acquire_lease(output, unfinished):
             publish.write_partial(output, unfinished, [], "given up for a run with --restart")
-    elif unfinished is not None:
-        state = ledger.load_run_state(output, unfinished)
-        if state is not None and state.config_hash != wanted.config_hash:
-            changed = ", ".join(ledger.diff_fields(state.config, fields))
-            raise ConfigError(f"run {unfinished} is unfinished and was started with another {changed}; add --restart")
-        if state is not None:
-            log.info("going on with unfinished run %s", unfinished)
-            return state, acquire_lease(output, unfinished)
-    if ledger.is_published(output, wanted.run_id):
-        raise ConfigError(f"run {wanted.run_id} is published already in {output.url}; give another --run-id")
+    last = None if config.restart else ledger.latest_published(output)
+    if last is not None:
+        _same_settings(output, last, replace(wanted, config=values), "")
+        wanted = replace(wanted, previous_run_id=last)
     return ledger.write_run_state(output, wanted), acquire_lease(output, wanted.run_id)
+
+
+def _same_settings(output: Store, run_id: str, wanted: RunState, what: str) -> RunState:
+    """The state of an earlier run if it has the settings that `wanted` names.
+
+    Raises:
+        ConfigError: naming the fields that differ.
+    """
+    state = ledger.load_run_state(output, run_id)
+    if state is None:
+        raise StorageError(f"run {run_id} in {output.url} has no run.json any more; give --restart")
+    stored = {name: value for name, value in state.config.items() if name in wanted.config}
+    if changed := ledger.diff_fields(stored, wanted.config):
+        raise ConfigError(
+            f"run {run_id} {what} was made with another {', '.join(changed)}; give --restart to start from nothing"
+        )
+    return state
+
+
+def list_objects(plan: Plan, state: RunState, rows_per_shard: int, lease: Lease) -> manifest.ManifestSummary:
+    """The run's manifest: as it is, or made now, leaving out objects whose rows in the previous run stay valid."""
+    output = plan.output
+    listed = manifest.load_manifest_summary(output, state.run_id)
+    if listed is not None:
+        return listed
+    previous = publish.load_run_manifest(output, state.previous_run_id) if state.previous_run_id else None
+    carrier = Carrier(output, previous) if previous else None
+    options = plan.config.listing(rows_per_shard)
+    return manifest.write_manifest(plan.source, output, state.run_id, options, carrier=carrier, guard=lease.check)
 
 
 def shard_rows(config: BatchConfig, detector: DetectorConfig) -> int:
@@ -250,7 +246,7 @@ def pipeline(plan: Plan, shards: list[int], resources: Resources) -> Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpus = plan.config.num_gpus_per_scorer
     num_scorers = plan.config.num_scorers or default_scorers(resources, gpus)
     numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
@@ -282,104 +278,3 @@ def default_scorers(resources: Resources, gpus_per_scorer: float) -> int:
             f"{resources.num_gpus}; where nodes start on demand, give --num-scorers"
         )
     return int(resources.num_gpus / gpus_per_scorer)
-
-
-@cache
-def _decode_child() -> DecodeChild:
-    """The decoding process of this worker process; it ends with it."""
-    return DecodeChild()
-
-
-def decode_block(plan: Plan, shards: list[int], numbers: pa.Table) -> pa.Table:
-    """Fetch and decode the shards whose places in `shards` a block names: exactly one in practice."""
-    tables = []
-    for place in numbers["id"].to_pylist():
-        shard = shards[place]
-        objects = manifest.read_manifest_shard(plan.output, plan.run_id, shard)
-        tables.append(
-            decode_objects(
-                plan.source,
-                objects,
-                shard=shard,
-                limits=plan.config.decode,
-                preprocess=plan.detector.preprocess,
-                child=_decode_child(),
-            )
-        )
-    return pa.concat_tables(tables)
-
-
-class ShardScorer:
-    """Actor of the scorer pool: loads the detector once, scores blocks."""
-
-    def __init__(self, plan: Plan) -> None:
-        import torch
-
-        from zsad.detector import load_detector
-
-        if not plan.config.num_gpus_per_scorer:
-            torch.set_num_threads(1)
-        device = "cuda" if plan.config.num_gpus_per_scorer else "cpu"
-        self._detector = load_detector(plan.bundle_url, device=device, batch_size=plan.config.batch_size)
-        self._context = RowContext(
-            stamp=RunStamp(run_id=plan.run_id, config_hash=plan.config_hash),
-            output=plan.output,
-            detector_ref=plan.config.detector,
-            maps=plan.config.maps,
-            template=plan.config.template(),
-        )
-
-    def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Report rows of one block."""
-        return score_table(self._detector, decoded, self._context)
-
-
-class ShardSink(Datasink[int]):
-    """Writes maps and rows of each block and commits its shard; returns the number of rows."""
-
-    def __init__(self, plan: Plan, tally: Any) -> None:
-        self._plan = plan
-        self._tally = tally
-
-    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> int:
-        """Commit blocks; each must be one whole shard.
-
-        Raises:
-            TooManyBadImages: if the run must stop.
-        """
-        return sum(self._commit(block) for block in blocks if block.num_rows)
-
-    def _commit(self, block: pa.Table) -> int:
-        plan, output = self._plan, self._plan.output
-        shard = _whole_shard(block, output, plan.run_id)
-        _put_maps(output, block)
-        rows = block.drop_columns([SHARD, MAP_PNG]).cast(report_schema(partition_fields(plan.config)))
-        record = ledger.write_shard_data(output, plan.run_id, shard, rows, hash_=plan.config_hash, fence=plan.fence)
-        counted = ledger.commit_shard(output, plan.run_id, record)
-        reason = ray.get(self._tally.add.remote(counted.rows, counted.errors, counted.anomalies))
-        if reason:
-            raise TooManyBadImages(reason)
-        return counted.rows
-
-
-def _whole_shard(block: pa.Table, output: Store, run_id: str) -> int:
-    """The number of the one shard that `block` is.
-
-    Raises:
-        ZsadError: if Ray split or merged shards, so that committing would lose or double rows.
-    """
-    numbers = set(block[SHARD].to_pylist())
-    shard = next(iter(numbers))
-    expected = len(manifest.read_manifest_shard(output, run_id, shard))
-    if len(numbers) > 1 or block.num_rows != expected:
-        raise ZsadError(
-            f"a block holds {block.num_rows} rows of shards {sorted(numbers)}; shard {shard} has {expected}"
-        )
-    return int(shard)
-
-
-def _put_maps(output: Store, block: pa.Table) -> None:
-    uris, pngs = block["map_uri"].to_pylist(), block[MAP_PNG].to_pylist()
-    pairs = [(output.key(uri), png) for uri, png in zip(uris, pngs, strict=True) if uri is not None]
-    with ThreadPoolExecutor(_MAP_WRITERS) as writers:
-        list(writers.map(lambda pair: output.put(*pair), pairs))

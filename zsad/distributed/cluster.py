@@ -27,7 +27,7 @@ def connect() -> Resources:
         ConfigError: if `RAY_ADDRESS` is set and nothing answers there.
     """
     if not ray.is_initialized():
-        quiet = {"logging_level": logging.WARNING, "log_to_driver": "RAY_ADDRESS" in os.environ}
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": "RAY_ADDRESS" in os.environ}
         try:
             ray.init(address="auto", **quiet)
         except ConnectionError as error:

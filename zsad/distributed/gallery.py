@@ -5,13 +5,14 @@ detector, in one Ray task with the same resources as a scorer. Scores and region
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
 from PIL import Image
 
 from zsad import __version__
+from zsad.distributed.stages import Plan
 from zsad.errors import ErrorCode, ImageError, StorageError
 from zsad.images import DecodeLimits, RgbImage, decode_image
 from zsad.report.gallery import RunInfo, Tile, render_gallery
@@ -21,14 +22,11 @@ from zsad.report.selection import Selection, choose
 from zsad.report.summary import RunSummary
 from zsad.storage import Store
 
-if TYPE_CHECKING:
-    from zsad.distributed.batch import Plan
-
 GALLERY = "gallery.html"
 _THUMBNAIL_PX = 320
 
 
-def write_gallery(plan: "Plan", summary: RunSummary) -> tuple[Selection, str]:
+def write_gallery(plan: Plan, summary: RunSummary) -> tuple[Selection, str]:
     """Write `runs/<run>/gallery.html`; returns the selection and the page's address."""
     selection = choose(read_report(plan.config.output, plan.run_id))
     gpus = plan.config.num_gpus_per_scorer
@@ -39,11 +37,11 @@ def write_gallery(plan: "Plan", summary: RunSummary) -> tuple[Selection, str]:
 
 
 @ray.remote
-def _make_tiles(plan: "Plan", uris: list[str]) -> dict[str, Tile]:
+def _make_tiles(plan: Plan, uris: list[str]) -> dict[str, Tile]:
     return dict(_tiles(plan, uris))
 
 
-def _tiles(plan: "Plan", uris: list[str]) -> Iterator[tuple[str, Tile]]:
+def _tiles(plan: Plan, uris: list[str]) -> Iterator[tuple[str, Tile]]:
     from zsad.detector import load_detector
 
     device = "cuda" if plan.config.num_gpus_per_scorer else "cpu"
@@ -77,7 +75,7 @@ def _thumbnail(image: RgbImage) -> RgbImage:
     return np.asarray(picture)
 
 
-def _info(plan: "Plan", summary: RunSummary) -> RunInfo:
+def _info(plan: Plan, summary: RunSummary) -> RunInfo:
     calibration = plan.detector.calibration
     return RunInfo(
         run_id=plan.run_id,

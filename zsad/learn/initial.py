@@ -52,7 +52,7 @@ def _principal_patches(weight: Tensor, pool: Pool, rng: np.random.Generator) -> 
 
 
 def _patch(pool: Pool, rng: np.random.Generator, patch: int) -> NDArray[np.uint8]:
-    image, _ = pool.item(int(rng.integers(len(pool))))
+    image, _, _ = pool.item(int(rng.integers(len(pool))))
     y, x = rng.integers(image.shape[0] - patch + 1, size=2)
     return image[y : y + patch, x : x + patch].ravel()
 

@@ -69,13 +69,13 @@ class PretrainConfig:
     """The whole recipe; stored beside the weights."""
 
     seed: int = 0
-    pool_images: int = 16_000
+    pool_scenes: int = 8_000
     stages: tuple[Stage, ...] = (
-        Stage(size=112, min_window=96, max_window=144, batch_size=64, steps=1800),
-        Stage(size=224, min_window=176, max_window=224, batch_size=32, steps=650),
+        Stage(size=112, min_window=96, max_window=144, batch_size=64, steps=1400),
+        Stage(size=224, min_window=192, max_window=224, batch_size=32, steps=420),
     )
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 200
+    learning_rate: float = 1.2e-3
+    warmup_steps: int = 100
     weight_decay: float = 0.05
     checkpoint_every: int = 100
 
@@ -83,8 +83,10 @@ class PretrainConfig:
         """Refuse impossible recipes."""
         patch = MODEL_CFG["vision_cfg"]["patch_size"]
         for stage in self.stages:
-            if stage.size % patch or min(stage.batch_size, stage.steps) < 1:
-                raise ConfigError(f"{stage}: size must be a multiple of {patch} px; batch_size and steps at least 1")
+            if stage.size % patch or stage.batch_size % 2 or min(stage.batch_size, stage.steps) < 1:
+                raise ConfigError(
+                    f"{stage}: size must be a multiple of {patch} px, batch_size even, both counts at least 1"
+                )
         if not 0 < self.learning_rate < 1 or self.warmup_steps < 0:
             raise ConfigError("learning_rate must lie in (0, 1) and warmup_steps must not be negative")
 
@@ -113,7 +115,7 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> None:
     Raises:
         ConfigError: if `work` holds a checkpoint of another recipe.
     """
-    pool = open_pool(work / "pool", num_images=config.pool_images, seed=config.seed, config=SyntheticConfig())
+    pool = open_pool(work / "twins", num_scenes=config.pool_scenes, seed=config.seed, config=SyntheticConfig())
     torch.manual_seed(config.seed)
     model = build(MODEL_CFG)
     initialise_vision(model.visual, pool, np.random.default_rng([config.seed, 0]))

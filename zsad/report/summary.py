@@ -18,6 +18,7 @@ class RunSummary:
     scoring_seconds: float
     total_seconds: float
     num_scored: int
+    num_carried: int
     totals: dict[str, int]
 
     @property
@@ -33,6 +34,7 @@ class RunSummary:
             ("input", self.input_url),
             ("detector", self.detector),
             ("listed", f"{counts.listed:,} = {counts.ok:,} ok + {counts.errors:,} errors"),
+            ("unchanged", f"{self.num_carried:,} rows taken over from the last run" if self.num_carried else ""),
             ("anomalies", f"{counts.anomalous:,} ({_share(counts.anomalous, counts.ok)} of ok)"),
             ("defects", _listed(counts.by_defect_type)),
             ("errors", _listed(counts.by_error_code)),
