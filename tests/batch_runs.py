@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: one small bucket with every kind of file, and ways to run the job and read its rows."""
+"""What the end-to-end tests share: one small bucket with every kind of file; running the job and reading its rows."""
 
 import os
 import struct
@@ -13,14 +13,19 @@ import numpy as np
 from PIL import Image
 
 from zsad.batch_config import BatchConfig
+from zsad.bundle import parse_ref, read_config
 from zsad.datasets.synthetic import SyntheticConfig, generate
+from zsad.distributed.batch import open_run
 from zsad.report import read_report
+from zsad.report.lease import Lease
+from zsad.storage import open_store
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 JOB = REPOSITORY / "jobs" / "score_bucket.py"
 IMAGE_PX = 192
 NUM_IMAGES = 32
 BATCH_SIZE = 8
+THRESHOLD = 0.02  # twice the median of normal images, so that some of the bucket are anomalies for any model
 RUN_COLUMNS = frozenset({"run_id", "map_uri", "config_hash"})
 PLACE_COLUMNS = frozenset({"uri", "etag", "last_modified"})
 
@@ -86,7 +91,9 @@ def _write_bad(folder: Path) -> None:
     }
     for key, data in content.items():
         (folder / key).write_bytes(data)
-    Image.new("RGB", (64, 64)).save(folder / "bad/moving.gif", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")])
+    Image.new("RGB", (64, 64)).save(
+        folder / "bad/moving.gif", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")]
+    )
     Image.new("RGB", (4, 4)).save(folder / "bad/tiny.png")
 
 
@@ -106,11 +113,25 @@ def keys_of(folder: Path) -> list[str]:
 
 
 def config_for(folder: Path | str, output: Path | str, **changes: Any) -> BatchConfig:
-    """The settings that most tests share: small batches, two scorers, no error budget."""
+    """The settings that most tests share: small batches, two scorers, a low threshold, no error budget."""
     base = BatchConfig(
-        input=str(folder), output=str(output), batch_size=BATCH_SIZE, num_scorers=2, max_error_share=1.0
+        input=str(folder),
+        output=str(output),
+        batch_size=BATCH_SIZE,
+        num_scorers=2,
+        max_error_share=1.0,
+        threshold=THRESHOLD,
     )
     return replace(base, **changes)
+
+
+def register_run(config: BatchConfig) -> tuple[str, Lease]:
+    """Start a run as a driver does, and hold it without scoring anything; returns its id and the lease."""
+    detector = read_config(parse_ref("nano").url)
+    assert detector.calibration is not None
+    calibrated = replace(detector, calibration=replace(detector.calibration, threshold=config.threshold))
+    state, lease = open_run(config, open_store(config.output), calibrated.fingerprint())
+    return state.run_id, lease
 
 
 def rows_by_key(source: Path | str, output: Path | str, run_id: str | None = None) -> dict[str, dict[str, Any]]:
@@ -133,7 +154,7 @@ def map_bytes(row: dict[str, Any]) -> bytes:
 
 
 def run_job(*arguments: str, timeout_s: float = 280, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the job as a user does, with `env` on top of this process's environment; relative paths start at the repository."""
+    """Run the job as a user does, in the repository, with `env` on top of this process's environment."""
     return subprocess.run(
         [sys.executable, str(JOB), *arguments],
         env={**os.environ, **env},

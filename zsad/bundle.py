@@ -75,7 +75,7 @@ class DetectorConfig:
             raise ModelError(f"{source}: format version {version}; this zsad reads version {FORMAT_VERSION}")
         try:
             plain["preprocess"] = Preprocess.from_dict(plain["preprocess"])
-            plain["defect_words"] = tuple(plain["defect_words"])
+            plain["defect_words"] = _words(plain["defect_words"])
             plain["calibration"] = Calibration.from_dict(plain["calibration"]) if plain["calibration"] else None
             return cls(**plain)
         except (KeyError, TypeError, ConfigError) as error:
@@ -86,6 +86,12 @@ class DetectorConfig:
         stored = self.to_dict()
         stored.pop("provenance")
         return config_hash(stored)
+
+
+def _words(stored: Any) -> tuple[str, ...]:
+    if not isinstance(stored, list) or not stored or not all(isinstance(word, str) and word.strip() for word in stored):
+        raise TypeError(f"defect_words must be a list of words, not {stored!r}")
+    return tuple(stored)
 
 
 @dataclass(frozen=True, slots=True)

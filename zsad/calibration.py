@@ -1,8 +1,9 @@
 """Turn a method's raw numbers into calibrated ones that mean the same for every method.
 
 A raw score in (0, 1) is taken to logits, shifted and scaled so that over normal images the median lands at 0.01 and the
-99 % quantile at 0.5, and squashed back. The map is strictly monotone, so rankings are untouched and extreme anomalies
-keep their order (an empirical distribution would tie them all at 1). A threshold of 0.5 therefore marks 1 % of normal
+99 % quantile at 0.5, and squashed back: by a sigmoid below 0.5, by the slower 1 - 0.5 / (1 + z) above. The map is
+strictly monotone, so rankings are untouched, and extreme anomalies keep their order even in float32 (a sigmoid, or an
+empirical distribution, would tie them all at 1). A threshold of 0.5 therefore marks 1 % of normal
 images; the anomaly map is calibrated by the same rule on the largest value of each normal map, so that 1 % of normal
 images show any region.
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from zsad.errors import ConfigError
 
@@ -31,7 +33,7 @@ _MIN_SPREAD = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """One monotone map: calibrated = sigmoid((logit(raw) - center) / spread)."""
+    """One monotone map of z = (logit(raw) - center) / spread: sigmoid(z) below 0, 1 - 0.5 / (1 + z) above."""
 
     center: float
     spread: float
@@ -44,7 +46,7 @@ class Scale:
     def apply(self, raw: ArrayLike) -> NDArray[np.float32]:
         """Calibrated values of raw ones, any shape, [0, 1]."""
         z = (_logit(np.asarray(raw, dtype=np.float64)) - self.center) / self.spread
-        return (1 / (1 + np.exp(-z))).astype(np.float32)
+        return np.where(z < 0, expit(z), 1 - 0.5 / (1 + np.maximum(z, 0))).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

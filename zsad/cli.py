@@ -32,8 +32,8 @@ def run_job(config_class: type[T], job: Callable[[T], None], arguments: Sequence
     Returns:
         0, or the exit code of docs and README.
     """
-    configure_logging()
     try:
+        configure_logging()
         job(parse(config_class, sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return _failed(INTERRUPTED, "interrupted; the same command goes on where it stopped")
@@ -116,9 +116,16 @@ def _as_flag(key: str, value: Any, unset: Sequence[str]) -> list[str]:
 
 
 def configure_logging() -> None:
-    """One line per event on stderr; ZSAD_LOG sets the level."""
+    """One line per event on stderr; ZSAD_LOG sets the level.
+
+    Raises:
+        ConfigError: if ZSAD_LOG is no level.
+    """
+    level = os.environ.get("ZSAD_LOG", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(f"ZSAD_LOG={level}: choose one of {', '.join(logging.getLevelNamesMapping())}")
     logging.basicConfig(
-        level=os.environ.get("ZSAD_LOG", "INFO").upper(),
+        level=level,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )

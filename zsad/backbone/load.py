@@ -59,12 +59,19 @@ def _load_folder(folder: Path) -> Loaded:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         model = build(config["model_cfg"])
-    except (KeyError, TypeError, ValueError) as error:
+        vv_start = _vv_start(config, config["model_cfg"]["vision_cfg"]["layers"])
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
         raise ModelError(f"{folder / CONFIG_FILE}: not an open_clip model config ({error})") from error
     load_weights(model, folder / WEIGHTS_FILE)
     preprocess = config.get("preprocess_cfg", {})
-    vv_start = config.get("zsad", {}).get("vv_start")
     return Loaded(model, _tokenizer(config["model_cfg"], folder), *_constants(preprocess), vv_start=vv_start)
+
+
+def _vv_start(config: dict[str, Any], num_layers: int) -> int | None:
+    vv_start = config.get("zsad", {}).get("vv_start")
+    if vv_start is not None and (type(vv_start) is not int or not 0 <= vv_start <= num_layers):
+        raise ValueError(f"zsad.vv_start is {vv_start!r}; it must be a block from 0 to {num_layers}")
+    return vv_start
 
 
 def build(model_cfg: dict[str, Any]) -> nn.Module:

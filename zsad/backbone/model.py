@@ -8,7 +8,7 @@ fp32.
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class Backbone:
         x_BNW = vision.embed(visual, self._normalise(pixels_BHWC))
         streams = vision.run_blocks(visual, x_BNW, vv_start=start, taps=taps)
         return ImageFeatures(
-            image_BD=vision.to_joint(visual, streams.h_BNW[:, 0]),
+            image_BD=vision.class_to_joint(visual, streams.h_BNW),
             patches_BPD=vision.to_joint(visual, streams.z_BNW[:, 1:]),
             grid=(height // self.patch_size, width // self.patch_size),
             taps={tap: state[:, 1:].float() for tap, state in streams.taps.items()},
@@ -120,17 +120,16 @@ class Backbone:
         return ((pixels_BCHW - self._mean) / self._std).to(dtype)
 
 
-def _cast(model: nn.Module, precision: Precision) -> nn.Module:
-    if precision == "fp32":
-        return model
-    model = model.to(torch.bfloat16)
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.float()
-    return model
+def _cast(model: Any, precision: Precision) -> nn.Module:
+    """The vision tower in `precision`, its norms in fp32; the text tower runs once per detector and stays in fp32."""
+    if precision == "bf16":
+        model.visual.to(torch.bfloat16)
+        for module in model.visual.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
+    return cast(nn.Module, model)
 
 
-@lru_cache(maxsize=4)
 def load_backbone(name: str, device: str = "cpu", precision: Precision | None = None) -> Backbone:
     """Load a backbone once per name, device and precision; every detector of the process shares it.
 
@@ -148,5 +147,9 @@ def load_backbone(name: str, device: str = "cpu", precision: Precision | None = 
         raise ModelError(f"{device!r} is not a torch device: {error}") from error
     if torch_device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {device!r} was asked for, but this process sees no GPU")
-    chosen = precision or ("bf16" if torch_device.type == "cuda" else "fp32")
-    return Backbone(name, load_open_clip(name), device=torch_device, precision=chosen)
+    return _load(name, torch_device, precision or ("bf16" if torch_device.type == "cuda" else "fp32"))
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, device: torch.device, precision: Precision) -> Backbone:
+    return Backbone(name, load_open_clip(name), device=device, precision=precision)

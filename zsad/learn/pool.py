@@ -101,7 +101,9 @@ def _draw_shard(folder: Path, seed: int, config: SyntheticConfig, shard: int) ->
         "kinds": [(sample.material, sample.shape) for sample in samples],
         "defects": [sample.defect_type for sample in samples],
     }
-    (folder / f"{shard:05d}.json").write_text(json.dumps(words))
+    unfinished = folder / f"{shard:05d}.json.tmp"
+    unfinished.write_text(json.dumps(words))
+    unfinished.replace(folder / f"{shard:05d}.json")
 
 
 def draw_batch(
@@ -140,7 +142,7 @@ def _cut(
     windows: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One window through a scene, its twin and its mask; it holds a point of the defect."""
-    side = int(rng.integers(windows[0], windows[1] + 1))
+    side = min(int(rng.integers(windows[0], windows[1] + 1)), image.shape[0])
     points = np.argwhere(mask)
     point = points[int(rng.integers(len(points)))]
     room = image.shape[0] - side

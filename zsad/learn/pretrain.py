@@ -17,7 +17,9 @@ Cost: about 120 samples/s at 112 px and 25 at 224 px on two CPU cores; see docs/
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -123,8 +125,8 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> None:
     start = _resume(model, optimiser, config, work)
     bar = tqdm(range(start, config.total_steps), initial=start, total=config.total_steps, unit="step")
     began = time.monotonic()
-    for step in bar:
-        losses = train_step(model, optimiser, pool, config, step)
+    for step, inputs in zip(bar, _prepared(pool, config, start), strict=True):
+        losses = train_step(model, optimiser, inputs, config, step)
         if step % 20 == 0:
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
             line = {"step": step, "seconds": round(time.monotonic() - began, 1), **losses}
@@ -136,28 +138,48 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> None:
 
 
 def train_step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, pool: Pool, config: PretrainConfig, step: int
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    inputs: tuple[Batch, wording.Wording],
+    config: PretrainConfig,
+    step: int,
 ) -> dict[str, float]:
     """One optimiser step; returns the loss terms."""
+    for group in optimiser.param_groups:
+        group["lr"] = _learning_rate(config, step)
+    terms = losses_of(model, *inputs)
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(torch.stack(list(terms.values())).sum())
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    return {name: round(float(term.detach()), 5) for name, term in terms.items()}
+
+
+def _prepared(pool: Pool, config: PretrainConfig, start: int) -> Iterator[tuple[Batch, wording.Wording]]:
+    """Batches and texts from step `start` on, each made in a thread while the step before it trains."""
+    with ThreadPoolExecutor(1) as maker:
+        ahead = deque[Future[tuple[Batch, wording.Wording]]]()
+        for step in range(start, config.total_steps):
+            ahead.append(maker.submit(_prepare, pool, config, step))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _prepare(pool: Pool, config: PretrainConfig, step: int) -> tuple[Batch, wording.Wording]:
+    """What one step trains on; derives from (seed, step) alone."""
     rng = np.random.default_rng([config.seed, 1, step])
     stage = config.stage_of(step)
-    patch = int(MODEL_CFG["vision_cfg"]["patch_size"])
     batch = draw_batch(
         pool,
         rng,
         batch_size=stage.batch_size,
         size=stage.size,
         windows=(stage.min_window, stage.max_window),
-        patch_size=patch,
+        patch_size=int(MODEL_CFG["vision_cfg"]["patch_size"]),
     )
-    for group in optimiser.param_groups:
-        group["lr"] = _learning_rate(config, step)
-    terms = losses_of(model, batch, wording.write(rng, batch.kinds, batch.defects, _vocabulary()))
-    optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(torch.stack(list(terms.values())).sum())
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    return {name: round(float(term.detach()), 5) for name, term in terms.items()}
+    return batch, wording.write(rng, batch.kinds, batch.defects, _vocabulary())
 
 
 def losses_of(model: Any, batch: Batch, words: wording.Wording) -> dict[str, Tensor]:

@@ -4,12 +4,12 @@ Held out means: other seeds of the same generator, so scenes, textures and defec
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from zsad import __version__
+from zsad.backbone import load_backbone
 from zsad.bundle import SHIPPED
 from zsad.datasets.synthetic import Sample, SyntheticConfig, generate
 from zsad.detector import Detector, load_detector, procedural_normals
@@ -18,6 +18,7 @@ from zsad.regions import upsample
 
 HELD_OUT_SEED = 10_000
 CALIBRATION_NORMALS = 1000
+SHIPPED_WINCLIP = SHIPPED / "winclip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +33,19 @@ class HeldOutFigures:
     detection_rate: float
 
 
-def make_shipped_bundle(output: Path = SHIPPED / "winclip") -> Detector:
-    """Calibrate the zero-shot detector over the weights in zsad/nano and save it."""
-    for stale in output.glob("*"):
+def make_shipped_bundle() -> Detector:
+    """Calibrate the zero-shot detector over the weights in zsad/nano and save it beside them."""
+    for stale in SHIPPED_WINCLIP.glob("*"):
         stale.unlink()
-    detector = load_detector("nano:winclip")
-    size = detector.config.preprocess.size
-    source = f"{CALIBRATION_NORMALS} procedural normal images"
-    detector = detector.calibrated(procedural_normals(size, CALIBRATION_NORMALS), source=source)
-    provenance = {"code_version": __version__, "calibration": source}
-    detector = Detector(
-        replace(detector.config, provenance=provenance), dict(detector.method.tensors), batch_size=detector.batch_size
+    source = f"{CALIBRATION_NORMALS:,} procedural normal images"
+    size = load_backbone("nano").image_size
+    fitted = load_detector("nano:winclip", device="cpu", normals=procedural_normals(size, CALIBRATION_NORMALS)).config
+    assert fitted.calibration is not None  # noqa: S101 - just fitted; for the type checker
+    config = replace(
+        fitted, calibration=replace(fitted.calibration, source=source), provenance={"code_version": __version__}
     )
-    detector.save(str(output))
+    detector = Detector(config, {})
+    detector.save(str(SHIPPED_WINCLIP))
     return detector
 
 

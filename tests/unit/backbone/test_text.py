@@ -7,7 +7,7 @@ import torch
 from zsad.backbone import text
 from zsad.errors import ModelError
 
-STRINGS = ["a", "a photo of a damaged metal plate", "scratch", "a close-up photo of the flawless leather, seen at night"]
+STRINGS = ["a", "a photo of a damaged metal plate", "scratch", "a close-up photo of the flawless leather at night"]
 
 
 def test_short_context_equals_open_clip_on_77_tokens(tiny_backbone):

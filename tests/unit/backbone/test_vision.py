@@ -84,7 +84,8 @@ def test_layer_scale_belongs_to_both_streams():
 
 
 def test_without_value_value_blocks_both_streams_are_one(tiny_network):
-    streams = vision.run_blocks(tiny_network.visual, vision.embed(tiny_network.visual, inputs(2, 3, 32, 32)), vv_start=3)
+    x_BNW = vision.embed(tiny_network.visual, inputs(2, 3, 32, 32))
+    streams = vision.run_blocks(tiny_network.visual, x_BNW, vv_start=3)
     assert torch.equal(streams.h_BNW, streams.z_BNW)
     assert streams.taps == {}
 

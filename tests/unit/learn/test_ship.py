@@ -1,0 +1,83 @@
+"""The shipped bundle and its figures."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from zsad import bundle, detector
+from zsad.backbone import load, load_backbone
+from zsad.datasets.synthetic import Sample
+from zsad.detector import load_detector
+from zsad.learn import ship
+
+
+def sample(defect, masked):
+    """A 2 x 2 image whose first `masked` pixels are defective."""
+    mask = np.zeros((2, 2), bool)
+    mask.flat[:masked] = True
+    return SimpleNamespace(image=np.zeros((2, 2, 3), np.uint8), mask=mask, defect_type=defect)
+
+
+def finding(score, grid, word=None):
+    grid = np.array(grid, np.float32)
+    return SimpleNamespace(score=score, is_anomaly=score >= 0.5, anomaly_map=grid, width=2, height=2, defect_type=word)
+
+
+def test_figures_by_hand():
+    """Five images: the defects score 0.9, 0.6 and 0.2, the normal ones 0.55 and 0.1."""
+    samples = [sample("dent", 1), sample("missing_part", 1), sample("hole", 1), sample("good", 0), sample("good", 0)]
+    flat = [[0.1, 0.1], [0.1, 0.1]]
+    peak = [[0.9, 0.1], [0.1, 0.1]]
+    findings = [
+        finding(0.9, peak, "dent"),
+        finding(0.6, peak, "missing part"),
+        finding(0.2, flat),
+        finding(0.55, flat, "dent"),
+        finding(0.1, flat),
+    ]
+    stub = SimpleNamespace(inspect=lambda images: findings[: len(images)])
+    found = ship.measure(stub, samples)
+    assert found.num_images == 5
+    assert found.image_auroc == pytest.approx(5 / 6)  # of 3 x 2 pairs only (0.2, 0.55) is out of order
+    assert found.pixel_auroc == pytest.approx((2 + 0.5) / 3)  # two defective pixels stand out, one ties with all
+    assert found.type_accuracy == 1.0  # of the two defects that were found
+    assert found.false_alarm_rate == 0.5
+    assert found.detection_rate == pytest.approx(2 / 3)
+
+
+def test_held_out_samples_are_drawn_from_their_own_seed():
+    from zsad.datasets.synthetic import SyntheticConfig, generate
+
+    found = ship.held_out(2, 32)
+    assert all(isinstance(item, Sample) for item in found)
+    np.testing.assert_array_equal(found[1].image, generate(10_000, 1, SyntheticConfig(size=32)).image)
+
+
+@pytest.fixture
+def as_nano(tiny_folder, tmp_path, monkeypatch):
+    """The tiny backbone takes nano's place; calibration on few random images."""
+
+    def normals(size, count=8):
+        return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(load, "NANO", tiny_folder)
+    monkeypatch.setattr(bundle, "SHIPPED", tmp_path)
+    monkeypatch.setattr(detector, "procedural_normals", normals)
+    monkeypatch.setattr(detector, "DEFECT_WORDS", ("scratch", "dent"))
+    monkeypatch.setattr(ship, "procedural_normals", normals)
+    monkeypatch.setattr(ship, "CALIBRATION_NORMALS", 12)
+    load_backbone.cache_clear()
+    yield tmp_path
+    load_backbone.cache_clear()
+
+
+def test_the_shipped_bundle_is_calibrated_and_loads(as_nano):
+    (as_nano / "winclip").mkdir()
+    (as_nano / "winclip" / "stale.json").write_text("{}")
+    made = ship.make_shipped_bundle(as_nano / "winclip")
+    assert sorted(path.name for path in (as_nano / "winclip").iterdir()) == ["detector.json", "tensors.safetensors"]
+    loaded = load_detector("nano", device="cpu")
+    assert loaded.config == made.config
+    assert loaded.config.calibration.num_normals == 12
+    assert loaded.config.provenance["calibration"] == "12 procedural normal images"

@@ -1,0 +1,280 @@
+"""`Detector` over the tiny backbone: the same findings whatever the batch, and back from a bundle."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_model
+import torch
+from safetensors.torch import save
+
+from zsad import detector as module
+from zsad.bundle import CONFIG_FILE, TENSORS_FILE
+from zsad.calibration import Scale
+from zsad.detector import Detector, Finding, load_detector, procedural_normals
+from zsad.errors import ConfigError, ModelError
+from zsad.images import Preprocess
+from zsad.regions import upsample
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Ten images of different sizes."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (20 + 7 * i, 90 - 5 * i, 3), dtype=np.uint8) for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def alarmed(tiny_detector):
+    """The same detector with scales that call everything an anomaly, and the left half of random maps a region."""
+    low = Scale(center=-20.0, spread=5.0)
+    peaks = replace(tiny_detector.config.calibration, image=low, map=low)
+    return Detector(replace(tiny_detector.config, calibration=peaks), {}, batch_size=4)
+
+
+def same(a, b):
+    """Bit-equal findings."""
+    fields = ("score", "raw_score", "threshold", "defect_type", "defect_scores", "regions", "width", "height")
+    return all(getattr(a, name) == getattr(b, name) for name in fields) and np.array_equal(a.anomaly_map, b.anomaly_map)
+
+
+def all_same(found, expected):
+    return len(found) == len(expected) and all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_order_is_kept_over_several_batches(tiny_detector, images):
+    found = tiny_detector.inspect(images)
+    assert [(f.width, f.height) for f in found] == [(i.shape[1], i.shape[0]) for i in images]
+    assert all_same(tiny_detector.inspect(images[::-1])[::-1], found)
+
+
+def test_padding_changes_no_bit(tiny_detector, images):
+    whole = tiny_detector.inspect(images)
+    assert all_same([tiny_detector.inspect([image])[0] for image in images], whole)
+    assert all_same(tiny_detector.inspect(images[:3]) + tiny_detector.inspect(images[3:]), whole)
+
+
+def test_no_images_give_no_findings(tiny_detector):
+    assert tiny_detector.inspect([]) == []
+
+
+def test_another_batch_size_changes_the_last_bits_at_most(tiny_detector, images):
+    other = Detector(tiny_detector.config, {}, batch_size=3)
+    raw = [[f.raw_score for f in d.inspect(images)] for d in (tiny_detector, other)]
+    np.testing.assert_allclose(raw[0], raw[1], atol=1e-5)
+
+
+def test_fields_of_a_finding(alarmed, images):
+    (found,) = alarmed.inspect(images[:1])
+    scales = alarmed.config.calibration
+    assert isinstance(found, Finding)
+    assert found.score == float(scales.image.apply(found.raw_score))
+    assert 0 < found.raw_score < 1
+    assert found.is_anomaly
+    assert found.threshold == 0.5
+    assert found.anomaly_map.shape == (4, 4)
+    assert found.anomaly_map.dtype == np.float32
+    assert set(found.defect_scores) == {"scratch", "dent"}
+    assert sum(found.defect_scores.values()) == pytest.approx(1)
+    assert found.defect_type == max(found.defect_scores, key=found.defect_scores.get)
+    assert found.explanation == []
+    assert len(found.regions) == 1  # the whole map lies above the threshold
+    region = found.regions[0]
+    assert (region.x, region.y, region.width, region.height) == (0, 0, 90, 20)
+    assert region.score == float(upsample(found.anomaly_map, 32, 32).max())
+    np.testing.assert_array_equal(found.full_map(), upsample(found.anomaly_map, 20, 90))
+
+
+def test_a_normal_image_has_no_defects(tiny_detector, images):
+    found = tiny_detector.with_threshold(0.9999).inspect(images)
+    normal = [f for f in found if not f.is_anomaly]
+    assert normal
+    assert all((f.defect_type, f.defect_scores, f.regions) == (None, {}, []) for f in normal)
+
+
+def test_an_anomaly_without_regions_is_named_by_its_top_patch(alarmed, images):
+    high = Scale(center=20.0, spread=1.0)
+    config = replace(alarmed.config, calibration=replace(alarmed.config.calibration, map=high))
+    (found,) = Detector(config, {}, batch_size=4).inspect(images[:1])
+    assert found.is_anomaly
+    assert found.regions == []
+    patches = alarmed._predict(alarmed._prepare(images[0])[None]).patches_BPD[0].numpy()
+    weights = np.zeros(16, np.float32)
+    weights[found.anomaly_map.argmax()] = 1
+    assert found.defect_scores == alarmed.defect_types.classify(patches, weights)
+
+
+def test_the_threshold_itself_is_an_anomaly():
+    empty = np.zeros((1, 1), np.float32)
+    facts = {"raw_score": 0.0, "defect_type": None, "defect_scores": {}, "anomaly_map": empty, "regions": []}
+    scores = [0.4999, 0.5, 0.6]
+    found = [Finding(score=score, threshold=0.5, width=1, height=1, **facts).is_anomaly for score in scores]
+    assert found == [False, True, True]
+
+
+def test_the_threshold_can_be_moved(tiny_detector, images):
+    score = tiny_detector.inspect(images[:1])[0].score
+    for threshold, expected in ((score * 0.999, True), (min(score * 1.001, 0.9999), False)):
+        (found,) = tiny_detector.with_threshold(threshold).inspect(images[:1])
+        assert (found.is_anomaly, found.score, found.threshold) == (expected, score, threshold)
+    with pytest.raises(ConfigError, match="threshold is 1"):
+        tiny_detector.with_threshold(1.0)
+
+
+def test_one_in_a_hundred_normals_raises_an_alarm(tiny_config):
+    normals = np.random.default_rng(1).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    found = Detector(tiny_config, {}).calibrated(normals, source="x").inspect(normals)
+    assert sum(f.is_anomaly for f in found) in (2, 3)
+    assert sum(bool(f.anomaly_map.max() >= 0.5) for f in found) in (2, 3)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((32, 32, 3), np.float32),
+        np.zeros((32, 32), np.uint8),
+        np.zeros((32, 32, 4), np.uint8),
+        np.zeros((0, 32, 3), np.uint8),
+        np.zeros((1, 32, 32, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_rgb_image_are_refused(tiny_detector, image):
+    with pytest.raises(ConfigError, match=r"must be uint8 RGB \(H, W, 3\), not"):
+        tiny_detector.inspect([image])
+
+
+def test_more_than_a_batch_at_once_is_refused(tiny_detector):
+    with pytest.raises(ConfigError, match="5 images are more than the batch size 4"):
+        tiny_detector.inspect_pixels(np.zeros((5, 32, 32, 3), np.uint8), [(1, 1)] * 5)
+
+
+def test_without_calibration_nothing_is_inspected(tiny_config, images):
+    bare = Detector(tiny_config, {})
+    with pytest.raises(ConfigError, match="no calibration"):
+        bare.inspect(images)
+    with pytest.raises(ConfigError, match="needs a calibrated detector"):
+        bare.with_threshold(0.5)
+
+
+def test_too_few_normals_are_refused(tiny_config, images):
+    with pytest.raises(ConfigError, match="my folder: 7 usable normal images"):
+        Detector(tiny_config, {}).calibrated(images[:7], source="my folder")
+
+
+def test_saved_and_loaded_it_finds_the_same_bit_for_bit(tiny_detector, images, tmp_path):
+    tiny_detector.save(str(tmp_path / "bundle"))
+    loaded = load_detector(str(tmp_path / "bundle"), device="cpu", batch_size=4)
+    assert loaded.config == tiny_detector.config
+    assert all_same(loaded.inspect(images), tiny_detector.inspect(images))
+
+
+@pytest.fixture
+def saved(tiny_detector, tmp_path):
+    """A bundle whose description can be edited before it is loaded."""
+
+    def edited(**changes):
+        tiny_detector.save(str(tmp_path / "bundle"))
+        path = tmp_path / "bundle" / CONFIG_FILE
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return str(tmp_path / "bundle")
+
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"backbone_sha256": "f" * 64}, "made for .* with weights ffffffffffff.*but those found are"),
+        ({"method": "nonsense"}, "unknown method 'nonsense'"),
+        ({"precision": "fp64"}, "precision 'fp64'"),
+        ({"settings": {"colour": 1}}, "settings of method winclip: .*colour"),
+        ({"preprocess": {"size": 36}}, "36 px is no multiple of the patch size 8 px"),
+        ({"backbone": "nonsense"}, "unknown backbone 'nonsense'"),
+    ],
+)
+def test_bundles_that_do_not_fit_are_refused(saved, changes, words):
+    with pytest.raises(ModelError, match=words):
+        load_detector(saved(**changes), device="cpu")
+
+
+@pytest.mark.xfail(reason="RuntimeError or IndexError instead of ModelError", strict=True)
+@pytest.mark.parametrize("changes", [{"defect_words": []}, {"defect_words": [""]}])
+def test_a_bundle_without_defect_words_is_refused(saved, changes):
+    with pytest.raises(ModelError):
+        load_detector(saved(**changes), device="cpu")
+
+
+def test_settings_out_of_range_are_refused(saved):
+    with pytest.raises((ModelError, ConfigError), match="temperature is 7"):
+        load_detector(saved(settings={"temperature": 7}), device="cpu")
+
+
+def test_damaged_tensors_are_refused(saved, tmp_path):
+    url = saved()
+    (tmp_path / "bundle" / TENSORS_FILE).write_bytes(save({"x": torch.ones(3)})[:-1])
+    with pytest.raises(ModelError, match="no valid safetensors file"):
+        load_detector(url, device="cpu")
+
+
+def test_batches_hold_at_least_one_image(tiny_config):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        Detector(tiny_config, {}, batch_size=0)
+
+
+@pytest.fixture
+def few_procedural(monkeypatch):
+    """Calibration on 8 random images instead of 256 drawn ones."""
+    asked = []
+
+    def normals(size):
+        asked.append(size)
+        return np.random.default_rng(2).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(module, "procedural_normals", normals)
+    monkeypatch.setattr(module, "DEFECT_WORDS", ("scratch", "dent"))
+    return asked
+
+
+def test_a_bare_backbone_is_calibrated_on_procedural_images(tiny_folder, few_procedural, images):
+    found = load_detector(str(tiny_folder), device="cpu")
+    assert few_procedural == [32]
+    assert found.config.preprocess == Preprocess(size=32, interpolation="bicubic")
+    assert (found.config.object_name, found.config.method) == ("object", "winclip")
+    assert found.config.calibration.source == "procedural normal images"
+    assert len(found.inspect(images)) == 10
+
+
+def test_given_normals_replace_the_stored_calibration(tiny_detector, saved, few_procedural, images):
+    found = load_detector(saved(), device="cpu", normals=images, batch_size=4)
+    assert few_procedural == []
+    calibration = found.config.calibration
+    assert (calibration.num_normals, calibration.source) == (10, "normal images given by the user")
+    assert calibration.image != tiny_detector.config.calibration.image
+
+
+def test_another_object_is_calibrated_anew(saved, few_procedural, tiny_detector):
+    url = saved()
+    assert load_detector(url, device="cpu", object_name="object").config == tiny_detector.config
+    assert few_procedural == []
+    other = load_detector(url, device="cpu", object_name="cable")
+    assert other.config.object_name == "cable"
+    assert few_procedural == [32]
+
+
+def test_all_detectors_share_one_backbone(tiny_folder, tiny_detector, few_procedural):
+    assert load_detector(str(tiny_folder), device="cpu").backbone is tiny_detector.backbone
+
+
+def test_procedural_normals_are_always_the_same():
+    first, again = (np.stack(list(procedural_normals(32, 2))) for _ in range(2))
+    assert first.shape == (2, 32, 32, 3)
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_a_backbone_of_other_weights_is_noticed(tiny_config, tmp_path):
+    other = tiny_model.write_folder(tmp_path, tiny_model.random_model(seed=1))
+    with pytest.raises(ModelError, match="install the same ones or make the bundle anew"):
+        Detector(replace(tiny_config, backbone=str(other)), {})
