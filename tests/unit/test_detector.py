@@ -198,7 +198,6 @@ def test_bundles_that_do_not_fit_are_refused(saved, changes, words):
         load_detector(saved(**changes), device="cpu")
 
 
-@pytest.mark.xfail(reason="RuntimeError or IndexError instead of ModelError", strict=True)
 @pytest.mark.parametrize("changes", [{"defect_words": []}, {"defect_words": [""]}])
 def test_a_bundle_without_defect_words_is_refused(saved, changes):
     with pytest.raises(ModelError):

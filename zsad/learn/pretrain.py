@@ -74,7 +74,7 @@ class PretrainConfig:
     pool_scenes: int = 8_000
     stages: tuple[Stage, ...] = (
         Stage(size=112, min_window=96, max_window=144, batch_size=64, steps=1400),
-        Stage(size=224, min_window=192, max_window=224, batch_size=32, steps=420),
+        Stage(size=224, min_window=192, max_window=224, batch_size=32, steps=920),
     )
     learning_rate: float = 1.2e-3
     warmup_steps: int = 100

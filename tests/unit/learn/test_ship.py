@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zsad import bundle, detector
-from zsad.backbone import load, load_backbone
+from zsad.backbone import load, model
 from zsad.datasets.synthetic import Sample
 from zsad.detector import load_detector
 from zsad.learn import ship
@@ -67,17 +67,18 @@ def as_nano(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "DEFECT_WORDS", ("scratch", "dent"))
     monkeypatch.setattr(ship, "procedural_normals", normals)
     monkeypatch.setattr(ship, "CALIBRATION_NORMALS", 12)
-    load_backbone.cache_clear()
+    monkeypatch.setattr(ship, "SHIPPED_WINCLIP", tmp_path / "winclip")
+    model._load.cache_clear()
     yield tmp_path
-    load_backbone.cache_clear()
+    model._load.cache_clear()
 
 
 def test_the_shipped_bundle_is_calibrated_and_loads(as_nano):
     (as_nano / "winclip").mkdir()
     (as_nano / "winclip" / "stale.json").write_text("{}")
-    made = ship.make_shipped_bundle(as_nano / "winclip")
+    made = ship.make_shipped_bundle()
     assert sorted(path.name for path in (as_nano / "winclip").iterdir()) == ["detector.json", "tensors.safetensors"]
     loaded = load_detector("nano", device="cpu")
     assert loaded.config == made.config
     assert loaded.config.calibration.num_normals == 12
-    assert loaded.config.provenance["calibration"] == "12 procedural normal images"
+    assert loaded.config.calibration.source == "12 procedural normal images"
