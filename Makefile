@@ -34,14 +34,14 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet uv
 
 $(VENV)/.done: requirements.txt pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.txt
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
 # The S3 server of the tests lives in an environment of its own: its dependencies must not touch zsad's.
 .venv-s3/.done: requirements-s3.txt | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-s3
-	$(BIN)/uv pip install --quiet --python .venv-s3/bin/python -r requirements-s3.txt
+	$(BIN)/uv pip install --quiet --only-binary :all: --python .venv-s3/bin/python -r requirements-s3.txt
 	touch $@
 
 requirements: | $(BIN)/uv

@@ -28,7 +28,7 @@ def test_it_is_small_and_stored_in_fp16():
 
 
 def test_it_tells_defects_from_normal_images(nano):
-    """Loose floors for a sample of 60."""
+    """Floors that catch broken weights or preprocessing, well under the figures in docs/nano.md; chance is 0.5."""
     figures = measure(nano, held_out(60, nano.config.preprocess.size))
-    assert figures.image_auroc >= 0.85
+    assert figures.image_auroc >= 0.70
     assert figures.pixel_auroc >= 0.80

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 64 * 2**20
 CPU_SHARD_ROWS = 64
 GPU_SHARD_ROWS = 512
+SCORER_CPUS = 0.4
+DECODE_CPUS = 0.5
 
 
 def score_bucket(config: BatchConfig) -> None:
@@ -71,6 +73,7 @@ def score_bucket(config: BatchConfig) -> None:
 
 
 def _run(config: BatchConfig, output: Store, resources: Resources, started: float) -> None:
+    count_scorers(config, resources)
     prepared = prepare_detector(config)
     state, lease = open_run(config, output, prepared.config.fingerprint())
     with lease:
@@ -157,6 +160,8 @@ def open_run(config: BatchConfig, output: Store, fingerprint: str) -> tuple[RunS
         code_version=__version__,
     )
     unfinished = ledger.find_unfinished_run(output)
+    if wanted.run_id != unfinished or config.restart:
+        _check_new(output, wanted.run_id)
     if unfinished is not None and not config.restart:
         state = _same_settings(output, unfinished, wanted, "is unfinished and")
         log.info("going on with unfinished run %s", unfinished)
@@ -171,6 +176,16 @@ def open_run(config: BatchConfig, output: Store, fingerprint: str) -> tuple[RunS
     return ledger.write_run_state(output, wanted), acquire_lease(output, wanted.run_id)
 
 
+def _check_new(output: Store, run_id: str) -> None:
+    """Refuse a run id that was used before.
+
+    Raises:
+        ConfigError: if there is a run of this name.
+    """
+    if ledger.load_run_state(output, run_id) is not None:
+        raise ConfigError(f"run {run_id} exists already in {output.url}; give another --run-id")
+
+
 def _same_settings(output: Store, run_id: str, wanted: RunState, what: str) -> RunState:
     """The state of an earlier run if it has the settings that `wanted` names.
 
@@ -182,9 +197,8 @@ def _same_settings(output: Store, run_id: str, wanted: RunState, what: str) -> R
         raise StorageError(f"run {run_id} in {output.url} has no run.json any more; give --restart")
     stored = {name: value for name, value in state.config.items() if name in wanted.config}
     if changed := ledger.diff_fields(stored, wanted.config):
-        raise ConfigError(
-            f"run {run_id} {what} was made with another {', '.join(changed)}; give --restart to start from nothing"
-        )
+        names = ", ".join(name.removeprefix("listing.") for name in changed)
+        raise ConfigError(f"run {run_id} {what} was made with another {names}; give --restart to start from nothing")
     return state
 
 
@@ -248,33 +262,40 @@ def pipeline(plan: Plan, shards: list[int], resources: Resources) -> Dataset:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpus = plan.config.num_gpus_per_scorer
-    num_scorers = plan.config.num_scorers or default_scorers(resources, gpus)
+    num_scorers = min(count_scorers(plan.config, resources), len(shards))
     numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
     decoded = numbers.map_batches(
-        partial(decode_block, plan, shards), batch_size=None, batch_format="pyarrow", num_cpus=1.0 if gpus else 0.5
+        partial(decode_block, plan, shards),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1.0 if gpus else DECODE_CPUS,
     )
     return decoded.map_batches(
         ShardScorer,
         fn_constructor_args=(plan,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(num_scorers, len(shards))),
-        num_cpus=0.9 if gpus else 0.4,
+        compute=ActorPoolStrategy(size=num_scorers),
+        num_cpus=0.9 if gpus else SCORER_CPUS,
         num_gpus=gpus or None,
     )
 
 
-def default_scorers(resources: Resources, gpus_per_scorer: float) -> int:
-    """One scorer per share of the GPUs, or per CPU.
+def count_scorers(config: BatchConfig, resources: Resources) -> int:
+    """How many scorers to run: as told, or one per share of the GPUs, or one per CPU.
 
     Raises:
-        ConfigError: if scorers ask for GPUs and the cluster has too few.
+        ConfigError: if the cluster can't hold them, or not together with a decode task.
     """
-    if not gpus_per_scorer:
-        return max(1, resources.num_cpus)
-    if resources.num_gpus < gpus_per_scorer:
-        raise ConfigError(
-            f"each scorer asks for {gpus_per_scorer:g} GPUs (--num-gpus-per-scorer), the cluster has "
-            f"{resources.num_gpus}; where nodes start on demand, give --num-scorers"
-        )
-    return int(resources.num_gpus / gpus_per_scorer)
+    gpus_each = config.num_gpus_per_scorer
+    if gpus_each:
+        if not config.num_scorers and resources.num_gpus < gpus_each:
+            raise ConfigError(
+                f"each scorer asks for {gpus_each:g} GPUs (--num-gpus-per-scorer), the cluster has "
+                f"{resources.num_gpus}; where nodes start on demand, give --num-scorers"
+            )
+        return config.num_scorers or int(resources.num_gpus / gpus_each)
+    cpus = max(1, resources.num_cpus)
+    if config.num_scorers * SCORER_CPUS + DECODE_CPUS > cpus:
+        raise ConfigError(f"--num-scorers {config.num_scorers}: the cluster has {cpus} CPUs; give at most {cpus}")
+    return config.num_scorers or cpus

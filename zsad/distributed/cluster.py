@@ -4,12 +4,15 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
 from zsad.errors import ConfigError, ZsadError
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+START_TRIES = 3
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ def connect() -> Resources:
         ConfigError: if `RAY_ADDRESS` is set and nothing answers there.
     """
     if not ray.is_initialized():
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": "RAY_ADDRESS" in os.environ}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": "RAY_ADDRESS" in os.environ}
         try:
             ray.init(address="auto", **quiet)
         except ConnectionError as error:
@@ -35,6 +38,19 @@ def connect() -> Resources:
                 raise ConfigError(
                     f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}"
                 ) from error
+            _start_local(quiet)
+    total = ray.cluster_resources()
+    return Resources(num_cpus=int(total.get("CPU", 0)), num_gpus=int(total.get("GPU", 0)))
+
+
+def _start_local(quiet: dict[str, Any]) -> None:
+    """Start Ray on this machine, again if it is too busy for Ray's own limit of 15 s.
+
+    Raises:
+        ZsadError: if it does not start in three tries.
+    """
+    for attempt in range(1, START_TRIES + 1):
+        try:
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
@@ -42,8 +58,13 @@ def connect() -> Resources:
                 include_dashboard=False,
                 **quiet,
             )
-    total = ray.cluster_resources()
-    return Resources(num_cpus=int(total.get("CPU", 0)), num_gpus=int(total.get("GPU", 0)))
+        except Exception as error:
+            ray.shutdown()
+            if attempt == START_TRIES:
+                raise ZsadError(f"Ray did not start on this machine in {START_TRIES} tries: {error}") from error
+            log.warning("Ray did not start (%s); trying again", error)
+        else:
+            return
 
 
 def is_submitted_job() -> bool:

@@ -82,6 +82,13 @@ class ShardScorer:
     """Actor of the scorer pool: loads the detector once, scores blocks."""
 
     def __init__(self, plan: Plan) -> None:
+        self._failure: ZsadError | None = None
+        try:
+            self._load(plan)
+        except ZsadError as error:  # raised by the first call: an actor that dies at its start loses the cause
+            self._failure = error
+
+    def _load(self, plan: Plan) -> None:
         import torch
 
         from zsad.detector import load_detector
@@ -99,7 +106,13 @@ class ShardScorer:
         )
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Report rows of one block."""
+        """Report rows of one block.
+
+        Raises:
+            ModelError, StorageError: if the detector could not be loaded.
+        """
+        if self._failure is not None:
+            raise self._failure
         return score_table(self._detector, decoded, self._context)
 
 
