@@ -14,11 +14,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zsad.errors import ConfigError, ZsadError
+from zsad.errors import ConfigError, ZsadError, causes
 
 T = TypeVar("T")
 log = logging.getLogger("zsad")
 INTERRUPTED = 130
+INTERRUPTED_MESSAGE = "interrupted; the same command goes on where it stopped"
 
 
 def run_job(config_class: type[T], job: Callable[[T], None], arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +37,12 @@ def run_job(config_class: type[T], job: Callable[[T], None], arguments: Sequence
         configure_logging()
         job(parse(config_class, sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
-        return _failed(INTERRUPTED, "interrupted; the same command goes on where it stopped")
+        return _failed(INTERRUPTED, INTERRUPTED_MESSAGE)
     except ZsadError as error:
         return _failed(error.exit_code, str(error))
-    except Exception:
+    except Exception as error:
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):  # Ctrl-C inside a class body, say
+            return _failed(INTERRUPTED, INTERRUPTED_MESSAGE)
         log.exception("unexpected error; please report it with the lines above")
         return _failed(1, "unexpected error")
     return 0

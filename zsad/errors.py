@@ -6,6 +6,7 @@ an `ErrorCode`, so that one bad file costs one row. Every message says what is w
 there is one, and what to do about it.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 
 
@@ -80,3 +81,16 @@ class ImageError(ZsadError):
 
     def __str__(self) -> str:
         return self.message
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that led to it, each once; `cause` is where Ray keeps what happened in a task."""
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        pending += [getattr(current, "cause", None), current.__cause__, current.__context__]

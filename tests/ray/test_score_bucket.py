@@ -194,7 +194,7 @@ def test_a_stopped_run_scores_only_what_is_missing(scored, tmp_path, monkeypatch
 
     for change, field in (
         ({"maps": "all"}, "maps"),
-        ({"include": ("*.png",)}, "listing.include"),
+        ({"include": ("*.png",)}, "include"),
         ({"batch_size": 4}, "batch_size"),
     ):
         with pytest.raises(ConfigError, match=rf"{run_id} is unfinished .* another {field}; give --restart"):

@@ -179,3 +179,15 @@ def test_arguments_default_to_the_process_own(monkeypatch):
     monkeypatch.setattr("sys.argv", ["job.py", "--name", "argv"])
     assert run_job(Config, seen.append) == 0
     assert seen[0].name == "argv"
+
+
+def test_an_interrupt_that_python_wrapped_is_still_130():
+    """Ctrl-C inside a class body comes out as a RuntimeError that it caused."""
+
+    def job(_config):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("Error calling __set_name__") from error
+
+    assert run_job(Config, job, []) == 130

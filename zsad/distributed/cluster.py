@@ -2,13 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from zsad.errors import ConfigError, ZsadError
+from zsad.errors import ConfigError, ZsadError, causes
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 START_TRIES = 3
@@ -77,17 +76,5 @@ def zsad_cause(error: BaseException) -> ZsadError | None:
 
     Ray wraps a task's error once or twice, in a class that also inherits from it and whose text is a whole traceback.
     """
-    inner = (e for e in _chain(error) if isinstance(e, ZsadError) and not isinstance(e, ray.exceptions.RayError))
+    inner = (e for e in causes(error) if isinstance(e, ZsadError) and not isinstance(e, ray.exceptions.RayError))
     return next(inner, None)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    pending = [error]
-    while pending:
-        current = pending.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        pending += [getattr(current, "cause", None), current.__cause__, current.__context__]
