@@ -29,7 +29,8 @@ def connect() -> Resources:
         ConfigError: if `RAY_ADDRESS` is set and nothing answers there.
     """
     if not ray.is_initialized():
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": "RAY_ADDRESS" in os.environ}
+        # Ray's own lines would come behind ours, and the job's last line says how it ended.
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
             ray.init(address="auto", **quiet)
         except ConnectionError as error:
