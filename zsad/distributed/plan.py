@@ -26,7 +26,8 @@ def dry_run(config: BatchConfig, source: Store) -> str:
     """The plan as text.
 
     Raises:
-        ConfigError, ModelError, StorageError: what the run itself would raise for these arguments.
+        ConfigError, ModelError, StorageError: what the run itself would raise for input, output and detector; `normals`
+            and room for scorers are not looked at.
     """
     from zsad.detector import load_detector
 

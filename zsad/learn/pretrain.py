@@ -11,7 +11,7 @@ Stages grow the input (112 px, then 224 px): small inputs buy four times as many
 random derives from (seed, step) and the optimiser's state is saved, so training stopped anywhere goes on bit for bit.
 
 Legend: B images, P patches, D joint width, T texts, G groups.
-Cost: about 120 samples/s at 112 px and 25 at 224 px on two CPU cores; see docs/nano.md for the recipe and its figures.
+Cost: about 70 samples/s at 112 px and 22 at 224 px on two CPU cores; see docs/nano.md for the recipe and its figures.
 """
 
 import json
