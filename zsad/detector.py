@@ -7,7 +7,7 @@ Legend: B images of a batch, S model input side px, (h, w) patch grid, P = h * w
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -23,7 +23,7 @@ from zsad.bundle import BundleRef, DetectorConfig, ModelRef, parse_ref, read_con
 from zsad.defect_types import encode_words
 from zsad.errors import ConfigError, ModelError
 from zsad.images import Preprocess
-from zsad.methods import METHODS, Prediction
+from zsad.methods import METHODS, Method, Prediction, Subject
 from zsad.prompts.ensemble import DEFECT_WORDS
 from zsad.regions import Region
 
@@ -96,7 +96,8 @@ class Detector:
             settings = settings_class(**config.settings)
         except TypeError as error:
             raise ModelError(f"settings of method {config.method}: {error}") from error
-        self.method = method_class(settings, self.backbone, config.object_name, tensors)
+        subject = Subject(object_name=config.object_name, defect_words=config.defect_words)
+        self.method: Method = method_class(settings, self.backbone, subject, tensors)
         self.defect_types = encode_words(self.backbone, config.defect_words)
 
     def inspect(self, images: Sequence[NDArray[np.uint8]]) -> list[Finding]:
@@ -178,10 +179,13 @@ class Detector:
             raise ConfigError(f"{len(pixels_BSSC)} images are more than the batch size {self.batch_size}")
         padded = np.concatenate([pixels_BSSC, np.repeat(pixels_BSSC[:1], missing, axis=0)])
         prediction = self.method.predict(torch.from_numpy(padded))
+        types = prediction.type_map_BKhw
         return Prediction(
             score_B=prediction.score_B.float().cpu(),
             map_Bhw=prediction.map_Bhw.float().cpu(),
             patches_BPD=prediction.patches_BPD.float().cpu(),
+            type_map_BKhw=None if types is None else types.float().cpu(),
+            explanation=prediction.explanation,
         )
 
     def _finding(self, prediction: Prediction, row: int, size: tuple[int, int]) -> Finding:
@@ -190,9 +194,8 @@ class Detector:
         raw = float(prediction.score_B[row])
         score = float(scales.image.apply(raw))
         anomaly_map = scales.map.apply(prediction.map_Bhw[row].numpy())
-        patches_PD = prediction.patches_BPD[row].numpy()
         is_anomaly = score >= scales.threshold
-        found, type_scores = self._regions(anomaly_map, patches_PD, size) if is_anomaly else ([], {})
+        found, type_scores = self._regions(anomaly_map, self._typing(prediction, row), size) if is_anomaly else ([], {})
         return Finding(
             score=score,
             raw_score=raw,
@@ -203,10 +206,27 @@ class Detector:
             regions=found,
             width=size[0],
             height=size[1],
+            explanation=list(prediction.explanation[row]) if prediction.explanation else [],
         )
 
+    def _typing(self, prediction: Prediction, row: int) -> Callable[[NDArray[np.float32]], dict[str, float]]:
+        """From patch weights (P,) of an area to the probability of each defect word: the method's own, or shared."""
+        if prediction.type_map_BKhw is None:
+            patches_PD = prediction.patches_BPD[row].numpy()
+            return lambda weights_P: self.defect_types.classify(patches_PD, weights_P)
+        types_KP = prediction.type_map_BKhw[row].flatten(1).numpy()
+
+        def mean_inside(weights_P: NDArray[np.float32]) -> dict[str, float]:
+            shares_K = types_KP @ (weights_P / weights_P.sum())
+            return {word: float(share) for word, share in zip(self.config.defect_words, shares_K, strict=True)}
+
+        return mean_inside
+
     def _regions(
-        self, anomaly_map: NDArray[np.float32], patches_PD: NDArray[np.float32], size: tuple[int, int]
+        self,
+        anomaly_map: NDArray[np.float32],
+        classify: Callable[[NDArray[np.float32]], dict[str, float]],
+        size: tuple[int, int],
     ) -> tuple[list[Region], dict[str, float]]:
         """Regions with their types, and the type scores of the top region (of the top patch if there is none)."""
         scales = self.config.calibration
@@ -217,7 +237,7 @@ class Detector:
             anomaly_map, size=self.config.preprocess.size, threshold=scales.map_threshold, min_area_px=min_area
         )
         weights = [regions.patch_weights(part, grid).ravel() for part in parts]
-        types = [self.defect_types.classify(patches_PD, weight) for weight in weights]
+        types = [classify(weight) for weight in weights]
         found = [
             regions.to_region(part, width=size[0], height=size[1], defect_type=self.defect_types.name(scores))
             for part, scores in zip(parts, types, strict=True)
@@ -225,7 +245,7 @@ class Detector:
         if types:
             return found, types[0]
         top_patch = (anomaly_map == anomaly_map.max()).ravel().astype(np.float32)
-        return found, self.defect_types.classify(patches_PD, top_patch)
+        return found, classify(top_patch)
 
 
 def load_detector(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zsad.backbone import Backbone
 from zsad.errors import ConfigError
-from zsad.methods.base import Prediction
+from zsad.methods.base import Prediction, Subject
 from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES, direction
 
 
@@ -52,12 +52,12 @@ class WinCLIP:
     """The baseline over one backbone, for one object name."""
 
     def __init__(
-        self, config: WinCLIPConfig, backbone: Backbone, object_name: str, tensors: Mapping[str, Tensor] | None = None
+        self, config: WinCLIPConfig, backbone: Backbone, subject: Subject, tensors: Mapping[str, Tensor] | None = None
     ) -> None:
         self.config = config
         self.backbone = backbone
         self.states_2D = torch.stack(
-            [direction(backbone, states, object_name) for states in (NORMAL_STATES, ABNORMAL_STATES)]
+            [direction(backbone, states, subject.object_name) for states in (NORMAL_STATES, ABNORMAL_STATES)]
         )
 
     @property

@@ -9,6 +9,7 @@ import torch
 from zsad.backbone import ImageFeatures
 from zsad.errors import ConfigError
 from zsad.methods import METHODS, WinCLIP, WinCLIPConfig
+from zsad.methods.base import Subject
 from zsad.methods.winclip import abnormal_probability
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
@@ -39,7 +40,7 @@ def along(logit, temperature=0.07):
 
 
 def predict(backbone, **settings):
-    return WinCLIP(WinCLIPConfig(**settings), backbone, "cable").predict(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    return WinCLIP(WinCLIPConfig(**settings), backbone, Subject(object_name="cable")).predict(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
 
 
 def test_score_and_map_by_hand():
@@ -98,7 +99,7 @@ def test_the_start_of_the_value_value_path_is_passed_on(start):
 def test_over_a_real_tower(tiny_backbone):
     import tiny_model
 
-    method = WinCLIP(WinCLIPConfig(), tiny_backbone, "cable")
+    method = WinCLIP(WinCLIPConfig(), tiny_backbone, Subject(object_name="cable"))
     found = method.predict(tiny_model.pixels(2, 32, 64))
     assert found.map_Bhw.shape == (2, 4, 8)
     features = tiny_backbone.encode_image(tiny_model.pixels(2, 32, 64))
