@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zsad.backbone import Backbone
+from zsad.backbone.similarity import similarity
 from zsad.errors import ConfigError
 from zsad.methods.base import Prediction, Subject
 from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES, direction
@@ -91,5 +92,5 @@ def abnormal_probability(features: Tensor, states_2D: Tensor, temperature: float
     Returns:
         (...) in (0, 1).
     """
-    logits = features @ states_2D.T / temperature
+    logits = similarity(features, states_2D) / temperature
     return (logits[..., 1] - logits[..., 0]).sigmoid()

@@ -40,7 +40,8 @@ def along(logit, temperature=0.07):
 
 
 def predict(backbone, **settings):
-    return WinCLIP(WinCLIPConfig(**settings), backbone, Subject(object_name="cable")).predict(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    method = WinCLIP(WinCLIPConfig(**settings), backbone, Subject(object_name="cable"))
+    return method.predict(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
 
 
 def test_score_and_map_by_hand():

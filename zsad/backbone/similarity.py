@@ -1,0 +1,16 @@
+"""Cosine similarity whose bits do not depend on a row's place in the batch.
+
+Matrix kernels of CPUs round the rows of a small product by their place (seen for 4 x 32 times 32 x 2 on an AVX-512
+machine), and an image's score must not depend on its neighbours. A product and a sum over the last axis treat every row
+alike on every machine.
+
+Cost: one pass over the features per direction; for two to twenty directions it is lost in the tower's cost.
+"""
+
+import torch
+from torch import Tensor
+
+
+def similarity(features: Tensor, directions_SD: Tensor) -> Tensor:
+    """Dot products (..., S) of features (..., D) with S directions."""
+    return torch.stack([(features * direction_D).sum(dim=-1) for direction_D in directions_SD], dim=-1)
