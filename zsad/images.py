@@ -80,27 +80,80 @@ class DecodeLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """How the square image is cut into overlapping square tiles; what becomes of them is `zsad.tiling`'s.
+
+    Attributes:
+        per_side: tiles along each side, at least 2.
+        overlap_px: px that neighbours share, from 0 to half a tile.
+        tile_px: side of a tile, px: the model's input.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    per_side: int
+    overlap_px: int
+    tile_px: int
+
+    def __post_init__(self) -> None:
+        if self.per_side < 2:
+            raise ConfigError(f"tiling has {self.per_side} tiles per side; give 2 or more, or no tiling at all")
+        if self.tile_px < 16:
+            raise ConfigError(f"tiling has tiles of {self.tile_px} px; give 16 px or more")
+        if not 0 <= self.overlap_px <= self.tile_px // 2:
+            raise ConfigError(
+                f"tiles of {self.tile_px} px can't overlap by {self.overlap_px} px; give 0 to {self.tile_px // 2} px"
+            )
+
+    @property
+    def step_px(self) -> int:
+        """From one tile's edge to its neighbour's, px."""
+        return self.tile_px - self.overlap_px
+
+    @property
+    def size(self) -> int:
+        """Side of the square that the tiles cover exactly, px."""
+        return self.tile_px + (self.per_side - 1) * self.step_px
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
     """How an image becomes a square of `size` x `size` px for the model.
 
     `aspect` "stretch" is the only kind: both sides are scaled to `size` on their own. Down-scaling is antialiased and
-    works on all pixels (no JPEG draft mode), so that bytes and decoded arrays give equal results.
+    works on all pixels (no JPEG draft mode), so that bytes and decoded arrays give equal results. With `tiling` the
+    square is larger than the model's input and is cut into tiles later; without, it is the model's input.
 
     Raises:
-        ConfigError: the size is outside [16, 4096] px, or a value is unknown.
+        ConfigError: the size is outside [16, 4096] px or not the tiling's, or a value is unknown.
     """
 
     size: int = 224
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     aspect: Literal["stretch"] = "stretch"
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 4096:
-            raise ConfigError(f"preprocess size must be 16 to 4096 px, not {self.size}")
+            cause = " (smaller or fewer tiles need less)" if self.tiling else ""
+            raise ConfigError(f"preprocess size must be 16 to 4096 px, not {self.size}{cause}")
         if self.interpolation not in _RESAMPLING:
             raise ConfigError(f"preprocess interpolation must be bicubic or bilinear, not {self.interpolation!r}")
         if self.aspect != "stretch":
             raise ConfigError(f"preprocess aspect must be stretch, not {self.aspect!r}")
+        if self.tiling and self.tiling.size != self.size:
+            raise ConfigError(f"the tiling covers {self.tiling.size} px, so preprocess size can't be {self.size} px")
+
+    @property
+    def view_px(self) -> int:
+        """Side of what the model sees at once, px: a tile, or the whole square."""
+        return self.tiling.tile_px if self.tiling else self.size
+
+    @property
+    def tiles_per_side(self) -> int:
+        """Tiles along each side; 1 without tiling."""
+        return self.tiling.per_side if self.tiling else 1
 
     def apply(self, rgb_HW3: RgbImage) -> RgbImage:
         """Resize to uint8 (size, size, 3)."""
@@ -108,8 +161,9 @@ class Preprocess:
         return np.asarray(image.resize((self.size, self.size), _RESAMPLING[self.interpolation]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; `tiling` only where there is one."""
+        plain = asdict(self)
+        return plain if self.tiling else {name: value for name, value in plain.items() if name != "tiling"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
@@ -118,13 +172,20 @@ class Preprocess:
         Raises:
             ConfigError: an unknown key, named with the nearest known one, or a value out of range.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ConfigError(f"unknown preprocess key {key!r}; {hint}")
-        return cls(**values)
+        _check_keys(cls, values, "preprocess")
+        if values.get("tiling") is None:
+            return cls(**values)
+        _check_keys(Tiling, values["tiling"], "tiling")
+        return cls(**{**values, "tiling": Tiling(**values["tiling"])})
+
+
+def _check_keys(owner: type[Any], values: Mapping[str, Any], what: str) -> None:
+    known = [field.name for field in fields(owner)]
+    for key in values:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"unknown {what} key {key!r}; {hint}")
 
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
