@@ -76,7 +76,12 @@ class Backbone:
 
     @torch.inference_mode()
     def encode_image(
-        self, pixels_BHWC: Tensor, *, vv_start: int | None = None, taps: Collection[int] = ()
+        self,
+        pixels_BHWC: Tensor,
+        *,
+        vv_start: int | None = None,
+        taps: Collection[int] = (),
+        image_ln_post: bool = True,
     ) -> ImageFeatures:
         """Embeddings of uint8 RGB images.
 
@@ -84,23 +89,22 @@ class Backbone:
             pixels_BHWC: uint8; both sides multiples of the patch size, any such size.
             vv_start: first block of the value-value stream; None: the backbone's own `vv_start`.
             taps: blocks to keep.
+            image_ln_post: whether the image embedding passes `ln_post`, as CLIP's does; patches always do.
 
         Raises:
             ModelError: if a side is not a multiple of the patch size or a tap is not a block.
         """
-        height, width = pixels_BHWC.shape[1:3]
-        if height % self.patch_size or width % self.patch_size:
-            raise ModelError(f"images of {width} x {height} px do not divide into patches of {self.patch_size} px")
+        grid = self.grid(pixels_BHWC)
         if any(not 0 <= tap < self.num_layers for tap in taps):
             raise ModelError(f"taps {sorted(taps)}: {self.name} has blocks 0 to {self.num_layers - 1}")
         visual = self.model.visual
         start = self.vv_start if vv_start is None else vv_start
-        x_BNW = vision.embed(visual, self._normalise(pixels_BHWC))
+        x_BNW = vision.embed(visual, self.normalise(pixels_BHWC))
         streams = vision.run_blocks(visual, x_BNW, vv_start=start, taps=taps)
         return ImageFeatures(
-            image_BD=vision.class_to_joint(visual, streams.h_BNW),
+            image_BD=vision.class_to_joint(visual, streams.h_BNW, ln_post=image_ln_post),
             patches_BPD=vision.to_joint(visual, streams.z_BNW[:, 1:]),
-            grid=(height // self.patch_size, width // self.patch_size),
+            grid=grid,
             taps={tap: state[:, 1:].float() for tap, state in streams.taps.items()},
         )
 
@@ -114,7 +118,19 @@ class Backbone:
             raise ModelError("no prompts to encode: give at least one string")
         return text.encode_strings(self.model, self.tokenizer, strings, self.device)
 
-    def _normalise(self, pixels_BHWC: Tensor) -> Tensor:
+    def grid(self, pixels_BHWC: Tensor) -> tuple[int, int]:
+        """(rows, columns) of patches in images of this size.
+
+        Raises:
+            ModelError: if a side is not a multiple of the patch size.
+        """
+        height, width = pixels_BHWC.shape[1:3]
+        if height % self.patch_size or width % self.patch_size:
+            raise ModelError(f"images of {width} x {height} px do not divide into patches of {self.patch_size} px")
+        return height // self.patch_size, width // self.patch_size
+
+    def normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        """The vision tower's input (B, 3, H, W) of uint8 RGB images, on its device and in its precision."""
         pixels_BCHW = pixels_BHWC.to(self.device).permute(0, 3, 1, 2).float()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         return ((pixels_BCHW - self._mean) / self._std).to(dtype)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ROWS = 12  # from this many rows on, no difference between places or thread counts was seen
+STABLE_ROWS = 12  # from this many rows on, no difference between places or thread counts was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ def embed(visual: Any, pixels_BCHW: Tensor) -> Tensor:
     return layer_norm(visual.ln_pre, x_BNW)
 
 
-def _attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
     """Output projection of softmax(q k^T / sqrt(d)) v; PyTorch's fused kernels keep the softmax in fp32."""
     batch, tokens, width = q.shape
 
     def split(x: Tensor) -> Tensor:
         return x.view(batch, tokens, attn.num_heads, -1).transpose(1, 2)
 
-    out = F.scaled_dot_product_attention(split(q), split(k), split(v))
+    out = F.scaled_dot_product_attention(split(q), split(k), split(v), is_causal=is_causal)
     return F.linear(out.transpose(1, 2).reshape(batch, tokens, width), attn.out_proj.weight, attn.out_proj.bias)
 
 
@@ -100,8 +100,8 @@ def run_blocks(visual: Any, x_BNW: Tensor, *, vv_start: int, taps: Collection[in
         u = layer_norm(block.ln_1, h)
         q, k, v = F.linear(u, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
         if index >= vv_start:
-            z = z + block.ls_1(_attend(block.attn, v, v, v))
-        h = h + block.ls_1(_attend(block.attn, q, k, v))
+            z = z + block.ls_1(attend(block.attn, v, v, v))
+        h = h + block.ls_1(attend(block.attn, q, k, v))
         if index in taps:
             kept[index] = h
         h = h + block.ls_2(block.mlp(layer_norm(block.ln_2, h)))
@@ -110,16 +110,22 @@ def run_blocks(visual: Any, x_BNW: Tensor, *, vv_start: int, taps: Collection[in
     return Streams(h, z, kept)
 
 
-def class_to_joint(visual: Any, h_BNW: Tensor) -> Tensor:
-    """Image embedding (B, D) of the class token.
+def class_to_joint(visual: Any, h_BNW: Tensor, *, ln_post: bool = True) -> Tensor:
+    """Image embedding (B, D) of the class token; without `ln_post` as methods after AnomalyCLIP take it.
 
-    Every row is projected `_ROWS` times over: CPU matrix kernels round rows of very small products by their place, and
-    an image's score must not depend on its place in the batch.
+    Every row is projected `STABLE_ROWS` times over: CPU matrix kernels round rows of very small products by their
+    place, and an image's score must not depend on its place in the batch.
     """
-    return to_joint(visual, h_BNW[:, :1].expand(-1, _ROWS, -1))[:, 0]
+    return to_joint(visual, h_BNW[:, :1].expand(-1, STABLE_ROWS, -1), ln_post=ln_post)[:, 0]
 
 
-def to_joint(visual: Any, x: Tensor) -> Tensor:
-    """`ln_post` and projection into the joint space, then unit length, in fp32: (..., W) -> (..., D)."""
-    joint = layer_norm(visual.ln_post, x) @ visual.proj.to(x.dtype)
-    return F.normalize(joint.float(), dim=-1)
+def to_joint(visual: Any, x: Tensor, *, ln_post: bool = True) -> Tensor:
+    """`project`, then unit length: (..., W) -> (..., D)."""
+    return F.normalize(project(visual, x, ln_post=ln_post), dim=-1)
+
+
+def project(visual: Any, x: Tensor, *, ln_post: bool = True) -> Tensor:
+    """`ln_post` (unless switched off) and projection into the joint space, in fp32: (..., W) -> (..., D)."""
+    normed = layer_norm(visual.ln_post, x) if ln_post else x
+    joint: Tensor = normed @ visual.proj.to(x.dtype)
+    return joint.float()

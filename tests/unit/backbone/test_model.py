@@ -65,7 +65,7 @@ def test_bf16_stays_close_to_fp32(tiny_network, tiny_backbone):
 
 def test_pixels_are_normalised_by_mean_and_spread(tiny_backbone):
     image = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 8, 8, 3)
-    found = tiny_backbone._normalise(image)
+    found = tiny_backbone.normalise(image)
     assert found.shape == (1, 3, 8, 8)
     torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([-1.0, -0.6, 1.0]))  # (x / 255 - 0.5) / 0.5
 
