@@ -30,6 +30,8 @@ class BatchConfig:
         threshold: calibrated decision threshold in (0, 1); 0: the bundle's.
         max_error_share: give up, publishing nothing, when more than this share of images can't be scored.
         batch_size: images per forward pass.
+        size: side of the model's input in px; 0: the bundle's.
+        tiles: tiles along each side of an image, which the model sees besides the whole; 1: none; 0: the bundle's.
         num_scorers: scorer processes; 0: one per GPU, or per CPU where there are no GPUs.
         num_gpus_per_scorer: GPUs each scorer holds.
         dry_run: count, check arguments and estimate, but write nothing.
@@ -51,6 +53,8 @@ class BatchConfig:
     threshold: float = 0.0
     max_error_share: float = 0.05
     batch_size: int = 16
+    size: int = 0
+    tiles: int = 0
     num_scorers: int = 0
     num_gpus_per_scorer: float = 0.0
     dry_run: bool = False
@@ -71,7 +75,7 @@ class BatchConfig:
             raise ConfigError(f"--max-error-share {self.max_error_share}: a share lies between 0 and 1")
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size {self.batch_size}: at least 1")
-        for name in ("limit", "num_scorers", "num_gpus_per_scorer"):
+        for name in ("limit", "size", "tiles", "num_scorers", "num_gpus_per_scorer"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.partition:

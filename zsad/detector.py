@@ -3,7 +3,8 @@
 One class serves the batch job, the notebook and the HTTP endpoint, so all give the same numbers. Batches always have
 the same shape (the last one is padded), because matrix kernels may round differently for other shapes.
 
-Legend: B images of a batch, S model input side px, (h, w) patch grid, P = h * w.
+Legend: B images of a batch, S side px of the square an image is brought to (the model's input, or larger where it is
+cut into tiles), (h, w) patch grid, P = h * w.
 """
 
 import logging
@@ -26,11 +27,14 @@ from zsad.images import Preprocess
 from zsad.methods import METHODS, Method, Prediction, Subject
 from zsad.prompts.ensemble import DEFECT_WORDS
 from zsad.regions import Region
+from zsad.tiling import check_patches, retiled, tiled
 
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
 CALIBRATION_IMAGES = 256
+_MIN_CALIBRATION_IMAGES = 64
+_FULL_COUNT_PX = 448
 _CALIBRATION_SEED = 20_000
 
 
@@ -87,10 +91,10 @@ class Detector:
                 f"the bundle was made for {config.backbone} with weights {config.backbone_sha256[:12]}..., but those "
                 f"found are {self.backbone.sha256[:12]}...; install the same ones or make the bundle anew"
             )
-        if config.preprocess.size % self.backbone.patch_size:
-            raise ModelError(
-                f"input size {config.preprocess.size} px is no multiple of the patch size {self.backbone.patch_size} px"
-            )
+        try:
+            check_patches(config.preprocess, self.backbone.patch_size)
+        except ConfigError as error:
+            raise ModelError(f"the bundle does not fit its backbone: {error}") from error
         method_class, settings_class = METHODS[config.method]
         try:
             settings = settings_class(**config.settings)
@@ -98,6 +102,10 @@ class Detector:
             raise ModelError(f"settings of method {config.method}: {error}") from error
         subject = Subject(object_name=config.object_name, defect_words=config.defect_words)
         self.method: Method = method_class(settings, self.backbone, subject, tensors)
+        if config.preprocess.tiling:
+            self.method = tiled(
+                self.method, config.preprocess, patch_size=self.backbone.patch_size, batch_size=batch_size
+            )
         self.defect_types = encode_words(self.backbone, config.defect_words)
 
     def inspect(self, images: Sequence[NDArray[np.uint8]]) -> list[Finding]:
@@ -113,7 +121,7 @@ class Detector:
         return findings
 
     def inspect_pixels(self, pixels_BSSC: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]) -> list[Finding]:
-        """Findings for at most `batch_size` images already brought to the model's input size.
+        """Findings for at most `batch_size` images already brought to the preprocessing's size.
 
         Args:
             pixels_BSSC: uint8 (B, S, S, 3).
@@ -173,10 +181,10 @@ class Detector:
         return self.config.preprocess.apply(image)
 
     def _predict(self, pixels_BSSC: NDArray[np.uint8]) -> Prediction:
-        """Predict on the fixed batch shape: rows beyond the given ones repeat the first."""
-        missing = self.batch_size - len(pixels_BSSC)
-        if missing < 0:
+        """Predict on the fixed batch shape: rows beyond the given ones repeat the first (tiles are padded later)."""
+        if len(pixels_BSSC) > self.batch_size:
             raise ConfigError(f"{len(pixels_BSSC)} images are more than the batch size {self.batch_size}")
+        missing = 0 if self.config.preprocess.tiling else self.batch_size - len(pixels_BSSC)
         padded = np.concatenate([pixels_BSSC, np.repeat(pixels_BSSC[:1], missing, axis=0)])
         prediction = self.method.predict(torch.from_numpy(padded))
         types = prediction.type_map_BKhw
@@ -255,6 +263,8 @@ def load_detector(
     object_name: str | None = None,
     normals: Iterable[NDArray[np.uint8]] | None = None,
     batch_size: int = BATCH_SIZE,
+    size: int | None = None,
+    tiles: int | None = None,
 ) -> Detector:
     """Load a detector, ready to inspect.
 
@@ -264,6 +274,8 @@ def load_detector(
         object_name: the word for prompts; None: the bundle's, or "object".
         normals: normal images to calibrate on; None: the stored calibration, or procedural ones where none fits.
         batch_size: images per forward pass; the shape is always this, so it can change the last bits of scores.
+        size: side of the model's input, px; None: the bundle's. Position embeddings are interpolated.
+        tiles: per side of the image (`zsad.tiling`), 1 for none; None: the bundle's.
 
     Raises:
         ConfigError: if the reference or an argument can't be used.
@@ -280,6 +292,8 @@ def load_detector(
         raise ModelError(f"{ref}: unknown method {config.method!r}; this zsad has {', '.join(METHODS)}")
     if object_name and object_name != config.object_name:
         config = replace(config, object_name=object_name, calibration=None)
+    if size is not None or tiles is not None:
+        config = _resized(config, device, size, tiles)
     detector = Detector(config, tensors, device=device, batch_size=batch_size)
     if normals is not None:
         return detector.calibrated(normals, source="normal images given by the user")
@@ -289,11 +303,19 @@ def load_detector(
     return detector
 
 
-def procedural_normals(size: int, count: int = CALIBRATION_IMAGES) -> Iterable[NDArray[np.uint8]]:
-    """Normal procedural images (size, size, 3) that no training has seen, always the same."""
+def procedural_normals(size: int, count: int | None = None) -> Iterable[NDArray[np.uint8]]:
+    """Normal procedural images (size, size, 3) that no training has seen, always the same.
+
+    Args:
+        size: side, px.
+        count: None: 256 up to 448 px; fewer of larger ones, so that drawing costs the same, but at least 64.
+    """
     from zsad.datasets.synthetic import SyntheticConfig, generate
 
     config = SyntheticConfig(size=size, anomaly_share=0.0)
+    if count is None:
+        fit = CALIBRATION_IMAGES * _FULL_COUNT_PX**2 // size**2
+        count = min(CALIBRATION_IMAGES, max(_MIN_CALIBRATION_IMAGES, fit))
     return (generate(_CALIBRATION_SEED, index, config).image for index in range(count))
 
 
@@ -309,6 +331,13 @@ def _fresh_config(ref: ModelRef, device: str) -> DetectorConfig:
         object_name="object",
         defect_words=DEFECT_WORDS,
     )
+
+
+def _resized(config: DetectorConfig, device: str, size: int | None, tiles: int | None) -> DetectorConfig:
+    """`config` at another resolution, uncalibrated if that changes anything."""
+    patch_size = load_backbone(config.backbone, device, _precision(config.precision)).patch_size
+    preprocess = retiled(config.preprocess, patch_size=patch_size, size=size, tiles=tiles)
+    return config if preprocess == config.preprocess else replace(config, preprocess=preprocess, calibration=None)
 
 
 def _parse_tensors(data: bytes, source: str) -> dict[str, Any]:

@@ -57,16 +57,12 @@ class Tiled:
             raise ConfigError("the preprocessing has no tiling; use the method itself")
         check_patches(preprocess, patch_size)
         self.inner = inner
+        self.config: Any = inner.config
         self.tiling = preprocess.tiling
         self._whole = Preprocess(size=self.tiling.tile_px, interpolation=preprocess.interpolation)
         self._batch_size = batch_size
         self._overlap = self.tiling.overlap_px // patch_size
         self._ramps_ng = ramps(self.tiling.per_side, self.tiling.tile_px // patch_size, self._overlap)
-
-    @property
-    def config(self) -> Any:
-        """The inner method's."""
-        return self.inner.config
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:

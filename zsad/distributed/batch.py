@@ -215,9 +215,15 @@ def list_objects(plan: Plan, state: RunState, rows_per_shard: int, lease: Lease)
 
 
 def shard_rows(config: BatchConfig, detector: DetectorConfig) -> int:
-    """Rows per shard: whole batches, at most 64 MiB of pixels, and few enough for a small machine to overlap stages."""
+    """Rows per shard: at most 64 MiB of pixels, and few enough for a small machine to overlap stages.
+
+    Whole batches where images are no tiles; tiles fill their batches from whatever rows there are, and so few large
+    squares fit that a batch of them could pass Ray's target block size.
+    """
     most = GPU_SHARD_ROWS if config.num_gpus_per_scorer else CPU_SHARD_ROWS
     fit = SHARD_BYTES // (detector.preprocess.size**2 * 3)
+    if detector.preprocess.tiling and fit < config.batch_size:
+        return max(1, fit)
     return max(1, min(most, fit) // config.batch_size) * config.batch_size
 
 

@@ -32,13 +32,21 @@ def dry_run(config: BatchConfig, source: Store) -> str:
     from zsad.detector import load_detector
 
     listed = summarise_listing(source, config.listing())
-    detector = load_detector(config.detector, object_name=config.object or None, batch_size=config.batch_size)
+    detector = load_detector(
+        config.detector,
+        object_name=config.object or None,
+        batch_size=config.batch_size,
+        size=config.size or None,
+        tiles=config.tiles or None,
+    )
     sample = list(islice(iter_listing(source, config.listing()), config.batch_size))
     num_bad, seconds_each = _measure(detector, source, sample, config)
+    seen = detector.config.preprocess
+    tiles = f", {seen.tiles_per_side} x {seen.tiles_per_side} tiles and the whole" if seen.tiling else ""
     lines = [
         ("input", source.url),
         ("images", f"{listed.num_objects:,} objects, {listed.num_bytes / 1e6:,.1f} MB"),
-        ("detector", f"{config.detector}, {detector.config.preprocess.size} px, {detector.config.precision}"),
+        ("detector", f"{config.detector}, {seen.view_px} px{tiles}, {detector.config.precision}"),
         ("sample", f"{len(sample)} objects read, {num_bad} of them can't be scored"),
         ("estimate", f"{listed.num_objects * seconds_each:,.0f} s on this machine alone, and about 30 s to start"),
         ("written", "nothing (--dry-run)"),

@@ -40,7 +40,7 @@ def prepare_detector(config: BatchConfig) -> Prepared:
     prepared = None
     if isinstance(ref, BundleRef):
         stored = read_config(ref.url)
-        if stored.calibration and not config.normals and config.object in ("", stored.object_name):
+        if stored.calibration and not config.normals and _is_as_asked(stored, config):
             prepared = Prepared(stored, read_tensors(ref.url))
     if prepared is None:
         log.info("preparing detector %s (prompts, calibration)", config.detector)
@@ -53,13 +53,28 @@ def prepare_detector(config: BatchConfig) -> Prepared:
     return Prepared(replace(prepared.config, calibration=calibration), prepared.tensors)
 
 
+def _is_as_asked(stored: DetectorConfig, config: BatchConfig) -> bool:
+    """Whether a bundle already has the object and the resolution of a run."""
+    pairs = (
+        (config.object, stored.object_name),
+        (config.size, stored.preprocess.view_px),
+        (config.tiles, stored.preprocess.tiles_per_side),
+    )
+    return all(not asked or asked == held for asked, held in pairs)
+
+
 @ray.remote(max_retries=0)
 def _load_remotely(config: BatchConfig) -> Prepared:
     from zsad.detector import load_detector
 
     normals = read_normals(config.normals, config.decode) if config.normals else None
     detector = load_detector(
-        config.detector, object_name=config.object or None, normals=normals, batch_size=config.batch_size
+        config.detector,
+        object_name=config.object or None,
+        normals=normals,
+        batch_size=config.batch_size,
+        size=config.size or None,
+        tiles=config.tiles or None,
     )
     return Prepared(detector.config, detector.tensors())
 
