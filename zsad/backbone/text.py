@@ -41,11 +41,17 @@ def encode_tokens(model: Any, tokens_ST: Tensor) -> Tensor:
     x = tower.token_embedding(tokens_ST).to(dtype) + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
     end = x[torch.arange(len(x), device=x.device), tokens_ST.argmax(dim=-1)]
-    pooled = layer_norm(tower.ln_final, end)
+    return to_joint(tower, end)
+
+
+def to_joint(tower: Any, pooled: Tensor) -> Tensor:
+    """`ln_final` and projection of pooled states into the joint space, not normalised: (..., W) -> (..., D)."""
+    pooled = layer_norm(tower.ln_final, pooled)
     projection = tower.text_projection
-    if projection is not None:
-        pooled = projection(pooled) if isinstance(projection, torch.nn.Module) else pooled @ projection
-    return pooled
+    if projection is None:
+        return pooled
+    joint: Tensor = projection(pooled) if isinstance(projection, torch.nn.Module) else pooled @ projection
+    return joint
 
 
 @torch.inference_mode()
