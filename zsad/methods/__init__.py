@@ -3,9 +3,20 @@
 from typing import Any
 
 from zsad.methods.base import FewShot, Method, Prediction, Subject
+from zsad.methods.faprompt import FAPrompt, FAPromptConfig
 from zsad.methods.winclip import WinCLIP, WinCLIPConfig
 
-METHODS: dict[str, tuple[Any, Any]] = {"winclip": (WinCLIP, WinCLIPConfig)}
+METHODS: dict[str, tuple[Any, Any]] = {"winclip": (WinCLIP, WinCLIPConfig), "faprompt": (FAPrompt, FAPromptConfig)}
 """Name in REFs and bundles -> (method, its config)."""
 
-__all__ = ["METHODS", "FewShot", "Method", "Prediction", "Subject", "WinCLIP", "WinCLIPConfig"]
+__all__ = [
+    "METHODS",
+    "FAPrompt",
+    "FAPromptConfig",
+    "FewShot",
+    "Method",
+    "Prediction",
+    "Subject",
+    "WinCLIP",
+    "WinCLIPConfig",
+]
