@@ -3,14 +3,21 @@
 from typing import Any
 
 from zsad.methods.base import FewShot, Method, Prediction, Subject
+from zsad.methods.dapo import DAPO, DAPOConfig
 from zsad.methods.faprompt import FAPrompt, FAPromptConfig
 from zsad.methods.winclip import WinCLIP, WinCLIPConfig
 
-METHODS: dict[str, tuple[Any, Any]] = {"winclip": (WinCLIP, WinCLIPConfig), "faprompt": (FAPrompt, FAPromptConfig)}
+METHODS: dict[str, tuple[Any, Any]] = {
+    "winclip": (WinCLIP, WinCLIPConfig),
+    "faprompt": (FAPrompt, FAPromptConfig),
+    "dapo": (DAPO, DAPOConfig),
+}
 """Name in REFs and bundles -> (method, its config)."""
 
 __all__ = [
     "METHODS",
+    "DAPO",
+    "DAPOConfig",
     "FAPrompt",
     "FAPromptConfig",
     "FewShot",

@@ -66,7 +66,7 @@ class DAPOConfig:
     num_tokens: int = 4
     levels: tuple[int, ...] | None = None
     map_weight: float = 0.0
-    compat: Literal["none", "published"] = "none"
+    compat: Literal["zsad", "published"] = "zsad"
 
     def __post_init__(self) -> None:
         """Refuse impossible settings; levels read from JSON become a tuple."""
@@ -78,8 +78,8 @@ class DAPOConfig:
         for name in ("num_groups", "num_vectors", "num_tokens"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number, at least 1")
-        if self.compat not in ("none", "published"):
-            raise ConfigError(f"compat is {self.compat!r}; it must be 'none' or 'published'")
+        if self.compat not in ("zsad", "published"):
+            raise ConfigError(f"compat is {self.compat!r}; it must be 'zsad' or 'published'")
         if self.levels is None:
             return
         object.__setattr__(self, "levels", tuple(self.levels))
