@@ -23,6 +23,8 @@ CONFIG = BatchConfig(input="in", output="out")
         ({"max_error_share": -0.1}, "--max-error-share -0.1"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"limit": -1}, "--limit -1"),
+        ({"size": -1}, "--size -1"),
+        ({"tiles": -1}, "--tiles -1"),
         ({"num_scorers": -1}, "--num-scorers -1"),
         ({"num_gpus_per_scorer": -0.5}, "--num-gpus-per-scorer -0.5"),
         ({"partition": "{line}{camera}/"}, "between"),
@@ -100,8 +102,8 @@ def test_fields_that_change_only_the_work_are_in_neither(change):
 
 
 def test_the_detector_counts_by_its_fingerprint():
-    """Threshold, object and normals are part of it; the reference is only a name."""
-    assert result_fields(replace(CONFIG, detector="other"), "f") == result_fields(CONFIG, "f")
+    """Threshold, object, normals and resolution are part of it; the reference is only a name."""
+    assert result_fields(replace(CONFIG, detector="other", size=448, tiles=2), "f") == result_fields(CONFIG, "f")
     assert result_fields(CONFIG, "f") != result_fields(CONFIG, "g")
 
 

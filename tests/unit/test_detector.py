@@ -14,7 +14,7 @@ from zsad.bundle import CONFIG_FILE, TENSORS_FILE
 from zsad.calibration import Scale
 from zsad.detector import Detector, Finding, load_detector, procedural_normals
 from zsad.errors import ConfigError, ModelError
-from zsad.images import Preprocess
+from zsad.images import Preprocess, Tiling
 from zsad.regions import upsample
 
 
@@ -271,6 +271,87 @@ def test_procedural_normals_are_always_the_same():
     assert first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first[0], first[1])
+
+
+# Resolution
+
+
+@pytest.fixture
+def in_tiles(saved, few_procedural):
+    """The stored detector over 2 x 2 tiles of 32 px that share 8 px: a square of 56 px, 7 x 7 patches."""
+    return load_detector(saved(), device="cpu", batch_size=4, tiles=2)
+
+
+def test_tiles_are_calibrated_anew_at_the_size_of_the_square(in_tiles, few_procedural, tiny_detector):
+    assert few_procedural == [56]
+    tiling = Tiling(per_side=2, overlap_px=8, tile_px=32)
+    assert in_tiles.config.preprocess == Preprocess(size=56, tiling=tiling)
+    assert in_tiles.config.calibration != tiny_detector.config.calibration
+    assert in_tiles.config.fingerprint() != tiny_detector.config.fingerprint()
+
+
+@pytest.mark.parametrize("same_again", [{}, {"size": 32}, {"tiles": 1}, {"size": 32, "tiles": 1}])
+def test_the_stored_resolution_keeps_its_calibration(saved, few_procedural, tiny_detector, same_again):
+    assert load_detector(saved(), device="cpu", **same_again).config == tiny_detector.config
+    assert few_procedural == []
+
+
+def test_another_input_size_is_calibrated_anew(saved, few_procedural, images):
+    found = load_detector(saved(), device="cpu", size=48)
+    assert few_procedural == [48]
+    assert found.config.preprocess == Preprocess(size=48)
+    assert found.inspect(images[:1])[0].anomaly_map.shape == (6, 6)
+
+
+def test_an_input_size_between_patches_is_the_callers_mistake(saved):
+    with pytest.raises(ConfigError, match=r"input size 36 px .* take 32 or 40 px"):
+        load_detector(saved(), device="cpu", size=36)
+
+
+def test_tiled_findings_do_not_depend_on_their_batch(in_tiles, images):
+    whole = in_tiles.inspect(images)
+    assert [f.anomaly_map.shape for f in whole] == [(7, 7)] * 10
+    assert all_same([in_tiles.inspect([image])[0] for image in images], whole)
+    assert all_same(in_tiles.inspect(images[::-1])[::-1], whole)
+
+
+def test_a_tiled_bundle_comes_back_bit_for_bit(in_tiles, images, few_procedural, tmp_path):
+    in_tiles.save(str(tmp_path / "tiled"))
+    asked = len(few_procedural)
+    loaded = load_detector(str(tmp_path / "tiled"), device="cpu", batch_size=4)
+    assert loaded.config == in_tiles.config
+    assert all_same(loaded.inspect(images), in_tiles.inspect(images))
+    assert len(few_procedural) == asked
+    assert load_detector(str(tmp_path / "tiled"), device="cpu", tiles=1).config.preprocess == Preprocess(size=32)
+
+
+def test_tiled_regions_lie_on_the_finer_grid(in_tiles, images):
+    """One patch of the fine grid is the smallest region: 64 px of a square of 56 px, not of 32 px."""
+    score, peak = Scale(center=-20.0, spread=5.0), Scale(center=0.0, spread=1.0)
+    forced = replace(in_tiles.config, calibration=replace(in_tiles.config.calibration, image=score, map=peak))
+    detector = Detector(forced, {}, batch_size=4)
+    hot = torch.full((1, 7, 7), 0.1)
+    hot[0, 2, 3:5] = 0.99
+    prediction = replace(detector._predict(detector._prepare(images[0])[None]), map_Bhw=hot)
+    found = detector._finding(prediction, 0, (112, 56))
+    (region,) = found.regions
+    assert (region.x, region.y) == (48, 16)  # columns 3-4 of 7 x 16 px, row 2 of 7 x 8 px
+    assert (region.width, region.height) == (32, 8)
+    hot[0, 2, 4] = 0.1
+    assert detector._finding(replace(prediction, map_Bhw=hot * 0.55), 0, (112, 56)).regions == []  # a part of a patch
+
+
+def test_fewer_procedural_normals_of_large_squares(monkeypatch):
+    """Drawing costs by the pixel; counts by hand: 256 * 448^2 / 608^2 = 138.99."""
+    from zsad.datasets import synthetic
+
+    class Drawn:
+        image = None
+
+    monkeypatch.setattr(synthetic, "generate", lambda *_: Drawn)
+    counts = {size: len(list(procedural_normals(size))) for size in (32, 448, 608, 1568)}
+    assert counts == {32: 256, 448: 256, 608: 138, 1568: 64}
+    assert len(list(procedural_normals(1568, 5))) == 5
 
 
 def test_a_backbone_of_other_weights_is_noticed(tiny_config, tmp_path):

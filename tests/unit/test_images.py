@@ -1,6 +1,7 @@
 """Untrusted bytes become a checked array or a documented code, whatever they are."""
 
 import io
+import json
 import random
 import time
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zsad.errors import ConfigError, ErrorCode, ImageError
-from zsad.images import DecodeLimits, Preprocess, decode_image
+from zsad.images import DecodeLimits, Preprocess, Tiling, decode_image
 
 LIMITS = DecodeLimits()
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -213,8 +214,23 @@ def test_preprocess_averages_when_it_shrinks():
 
 
 def test_preprocess_survives_a_round_trip():
-    preprocess = Preprocess(size=336, interpolation="bilinear")
-    assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
+    plain = Preprocess(size=336, interpolation="bilinear")
+    in_tiles = Preprocess(size=416, tiling=Tiling(per_side=2, overlap_px=32, tile_px=224))
+    for preprocess in (plain, in_tiles):
+        assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+
+
+def test_without_tiling_nothing_is_written_of_it():
+    """Descriptions, and so the hashes of reports made before tiling came, stay the same."""
+    assert Preprocess().to_dict() == {"size": 224, "interpolation": "bicubic", "aspect": "stretch"}
+
+
+def test_what_the_model_sees_is_a_tile_or_the_whole():
+    assert (Preprocess(size=336).view_px, Preprocess(size=336).tiles_per_side) == (336, 1)
+    in_tiles = Preprocess(size=608, tiling=Tiling(per_side=3, overlap_px=32, tile_px=224))
+    assert (in_tiles.view_px, in_tiles.tiles_per_side) == (224, 3)
+    assert in_tiles.tiling.step_px == 192
+    assert in_tiles.apply(np.asarray(noise())).shape == (608, 608, 3)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +240,12 @@ def test_preprocess_survives_a_round_trip():
         ({"size": 8}, "16 to 4096"),
         ({"interpolation": "nearest"}, "bicubic or bilinear"),
         ({"aspect": "crop"}, "stretch"),
+        ({"tiling": {"per_sied": 2}}, "unknown tiling key 'per_sied'; did you mean 'per_side'"),
+        ({"tiling": {"per_side": 1, "overlap_px": 0, "tile_px": 224}}, "1 tiles per side; give 2 or more"),
+        ({"tiling": {"per_side": 2, "overlap_px": 0, "tile_px": 8}}, "tiles of 8 px; give 16"),
+        ({"tiling": {"per_side": 2, "overlap_px": 113, "tile_px": 224}}, "overlap by 113 px; give 0 to 112 px"),
+        ({"tiling": {"per_side": 2, "overlap_px": -1, "tile_px": 224}}, "overlap by -1 px"),
+        ({"tiling": {"per_side": 2, "overlap_px": 32, "tile_px": 224}}, "covers 416 px, so .* can't be 224 px"),
     ],
 )
 def test_preprocess_refuses_what_it_does_not_know(values, words):
