@@ -26,6 +26,7 @@ from torch import Tensor
 
 from zsad.backbone import Backbone
 from zsad.backbone.prompted_text import Prefix, encode_after, encode_prefix, num_text_layers, text_width, word_vectors
+from zsad.backbone.similarity import probability
 from zsad.backbone.vision import STABLE_ROWS
 from zsad.errors import ConfigError, ModelError
 from zsad.methods.base import Prediction, Subject
@@ -258,7 +259,7 @@ class Passes:
     def score(self) -> Tensor:
         """Image scores (B,) in (0, 1): the image embedding and the maps' peaks, the first pass counting twice."""
         peaks_B = (2 * self.first_BP.amax(dim=1) + self.second_BP.amax(dim=1)) / 3
-        return (self.image_margin_B.sigmoid() + peaks_B) / 2
+        return (probability(self.image_margin_B) + peaks_B) / 2
 
 
 def run_passes(
@@ -279,13 +280,13 @@ def run_passes(
     config = encoder.config
     normal_D = F.normalize(static.normal_D, dim=-1)
     shared_D = _mean_direction(static.abnormal_KD)
-    first_BP = margin(patches_BPD, shared_D - normal_D, config.temperature).sigmoid()
+    first_BP = probability(margin(patches_BPD, shared_D - normal_D, config.temperature))
     selected_BMD = select_patches(patches_BPD, first_BP, config)
     prior_BW = prior(tensors, selected_BMD)
     own_BD = _mean_direction(encoder.with_prior(tensors, static.prefix, prior_BW))
     return Passes(
         first_BP=first_BP,
-        second_BP=margin(patches_BPD, (own_BD - normal_D)[:, None], config.temperature).sigmoid(),
+        second_BP=probability(margin(patches_BPD, (own_BD - normal_D)[:, None], config.temperature)),
         selected_BMD=selected_BMD,
         prior_BW=prior_BW,
         image_margin_B=margin(image_BD, own_BD - normal_D, config.temperature),
@@ -300,7 +301,7 @@ def _mean_direction(abnormal_KD: Tensor) -> Tensor:
 def margin(features: Tensor, difference: Tensor, temperature: float) -> Tensor:
     """Logit of abnormal against normal: features (..., D) along the difference (..., D) of the two directions.
 
-    A product and a sum for the reason told in `zsad.backbone.similarity`; its sigmoid is the softmax of the two.
+    A product and a sum for the reason told in `zsad.backbone.similarity`; `probability` turns it into the softmax share.
     """
     return (features * difference).sum(dim=-1) / temperature
 

@@ -1,0 +1,162 @@
+"""One training step of FAPrompt on cached features: its losses, and gradients to the learned tensors only.
+
+Towers are frozen and nothing is augmented, so a trainer runs the image tower once per image and keeps
+`frozen_features`; a step then costs the text tower alone. The normal prompt and the beginning of all prompts are shared
+by both passes: a batch of 8 encodes 91 short sequences where the released code encodes 99 of 77 tokens.
+
+Weights of the terms: see `WEIGHTS`. Selection of patches is hard and carries no gradient, and neither do features.
+
+Legend: B images, P patches, (h, w) patch grid, (H, W) mask, D joint width, K abnormal prompts.
+Cost: three times the text tower's forward pass on 10 B + 11 sequences of 6 tokens.
+Source: FAPrompt (arXiv 2410.10289), losses, weights and optimiser as in its released code at epoch-wise training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsad.backbone import Backbone
+from zsad.methods.faprompt import FAPromptConfig, PromptEncoder, run_passes
+
+WEIGHTS = {
+    "focal_1": 1.0,
+    "dice_abnormal_1": 1.0,
+    "dice_normal_1": 1.0,
+    "focal_2": 0.5,
+    "dice_abnormal_2": 0.5,
+    "dice_normal_2": 0.5,
+    "image_cross_entropy": 1.0,
+    "image_focal": 1.0,
+    "orthogonal": 0.1,
+    "prior": 1.0,
+}
+LEARNING_RATE = 1e-3
+BETAS = (0.5, 0.999)
+_SMOOTH = 1e-5
+_GAMMA = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cached features and labels.
+
+    Attributes:
+        image_BD: unit-length class tokens projected without `ln_post`.
+        patches_BPD: unit-length value-value patch tokens.
+        grid: (h, w).
+        masks_BHW: 1 where defective, else 0; all 0 for a normal image.
+        is_bad_B: whether an image is defective, bool.
+    """
+
+    image_BD: Tensor
+    patches_BPD: Tensor
+    grid: tuple[int, int]
+    masks_BHW: Tensor
+    is_bad_B: Tensor
+
+
+def frozen_features(
+    backbone: Backbone, config: FAPromptConfig, pixels_BHWC: Tensor
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """What a `Batch` holds of uint8 images (B, H, W, 3): image_BD, patches_BPD and the grid.
+
+    Raises:
+        ModelError: if a side is not a multiple of the patch size.
+    """
+    features = backbone.encode_image(pixels_BHWC, vv_start=config.vv_start, image_ln_post=False)
+    return features.image_BD.clone(), features.patches_BPD.clone(), features.grid  # clones may be saved for backward
+
+
+def trainable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that collect gradients."""
+    return {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
+
+
+def make_optimiser(tensors: Mapping[str, Tensor]) -> torch.optim.Adam:
+    """Adam as the method is trained with: no schedule, no weight decay."""
+    return torch.optim.Adam(tensors.values(), lr=LEARNING_RATE, betas=BETAS)
+
+
+def train_step(
+    encoder: PromptEncoder, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, batch: Batch
+) -> dict[str, float]:
+    """One optimiser step on `tensors` in place; returns the loss terms, without weights."""
+    terms = loss_terms(encoder, tensors, batch)
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(total(terms))
+    optimiser.step()
+    return {name: float(term.detach()) for name, term in terms.items()}
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum that is minimised."""
+    return torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum()
+
+
+def loss_terms(encoder: PromptEncoder, tensors: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Every loss term of a batch as a scalar, before its weight.
+
+    Args:
+        encoder: made with the config that is trained.
+        tensors: learned ones.
+        batch: at least one image.
+
+    Raises:
+        ModelError: as `run_passes`.
+    """
+    static = encoder.static(tensors)
+    passes = run_passes(encoder, tensors, static, batch.image_BD, batch.patches_BPD)
+    is_bad_B = batch.is_bad_B.float()
+    return {
+        **_dense_terms(passes.first_BP, batch, "1"),
+        **_dense_terms(passes.second_BP, batch, "2"),
+        "image_cross_entropy": F.binary_cross_entropy_with_logits(passes.image_margin_B, is_bad_B),
+        "image_focal": focal_bce(passes.score, is_bad_B),
+        "orthogonal": overlap(static.abnormal_KD),
+        "prior": prior_size(passes.prior_BW, is_bad_B),
+    }
+
+
+def _dense_terms(probability_BP: Tensor, batch: Batch, number: str) -> dict[str, Tensor]:
+    masks_BHW = batch.masks_BHW.float()
+    grids_B1hw = probability_BP.view(-1, 1, *batch.grid)
+    map_BHW = F.interpolate(grids_B1hw, size=masks_BHW.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    return {
+        f"focal_{number}": focal(map_BHW, masks_BHW),
+        f"dice_abnormal_{number}": dice(map_BHW, masks_BHW),
+        f"dice_normal_{number}": dice(1 - map_BHW, 1 - masks_BHW),
+    }
+
+
+def focal(map_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
+    """Focal loss of abnormal probabilities against a mask of 0 and 1, mean over pixels; gamma 2, labels smoothed."""
+    target = masks_BHW.clamp(_SMOOTH, 1 - _SMOOTH)
+    right = target * map_BHW + (1 - target) * (1 - map_BHW) + _SMOOTH
+    return -((1 - right) ** _GAMMA * right.log()).mean()
+
+
+def dice(map_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
+    """1 minus the smoothed overlap, mean over images."""
+    both_B = (map_BHW * masks_BHW).sum(dim=(1, 2))
+    either_B = map_BHW.sum(dim=(1, 2)) + masks_BHW.sum(dim=(1, 2))
+    return (1 - (2 * both_B + 1) / (either_B + 1)).mean()
+
+
+def focal_bce(score_B: Tensor, is_bad_B: Tensor) -> Tensor:
+    """Focal binary cross-entropy, gamma 2; the score in [0, 1] is taken as a logit, as the released code does."""
+    bce_B = F.binary_cross_entropy_with_logits(score_B, is_bad_B, reduction="none")
+    return ((1 - torch.exp(-bce_B)) ** _GAMMA * bce_B).mean()
+
+
+def overlap(abnormal_KD: Tensor) -> Tensor:
+    """Sum of the absolute cosines between all pairs of abnormal prompts: each is to name another kind of defect."""
+    unit_KD = F.normalize(abnormal_KD, dim=-1)
+    return (unit_KD @ unit_KD.T).triu(1).abs().sum()
+
+
+def prior_size(prior_BW: Tensor, is_bad_B: Tensor) -> Tensor:
+    """Mean square of the prior, summed over the normal images: nothing abnormal was selected there."""
+    return ((prior_BW**2).mean(dim=1) * (1 - is_bad_B)).sum()
