@@ -21,7 +21,8 @@ class BatchConfig:
         output: folder or s3:// prefix for reports, not inside the input.
         detector: bundle URL or folder, or BACKBONE[:METHOD].
         object: word for the product in prompts; empty: the bundle's.
-        normals: folder or prefix with normal images that set the thresholds; empty: the bundle's thresholds.
+        normals: folder or prefix with normal images that set the thresholds, and that few-shot methods remember
+            (winclip and alfa from 1 image on); empty: the bundle's thresholds.
         include: only keys that match one of these globs.
         exclude: no keys that match one of these globs.
         limit: at most this many images; 0: all.

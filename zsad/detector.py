@@ -7,9 +7,10 @@ Legend: B images of a batch, S side px of the square an image is brought to (the
 cut into tiles), (h, w) patch grid, P = h * w.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,16 +19,20 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from zsad import calibration, regions
+from zsad import calibration, few_shot, regions
 from zsad.backbone import load_backbone
 from zsad.bundle import BundleRef, DetectorConfig, ModelRef, parse_ref, read_config, read_tensors, write_bundle
 from zsad.defect_types import encode_words
 from zsad.errors import ConfigError, ModelError
+from zsad.finding import Finding
 from zsad.images import Preprocess
-from zsad.methods import METHODS, Method, Prediction, Subject
+from zsad.methods import METHODS, FewShot, Method, Prediction, Subject
+from zsad.methods.memory import is_remembered
 from zsad.prompts.ensemble import DEFECT_WORDS
 from zsad.regions import Region
 from zsad.tiling import check_patches, retiled, tiled
+
+__all__ = ["Detector", "Finding", "load_detector", "procedural_normals"]
 
 log = logging.getLogger(__name__)
 
@@ -36,43 +41,6 @@ CALIBRATION_IMAGES = 256
 _MIN_CALIBRATION_IMAGES = 64
 _FULL_COUNT_PX = 448
 _CALIBRATION_SEED = 20_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What a detector says of one image.
-
-    Attributes:
-        score: calibrated, [0, 1].
-        raw_score: the method's own number.
-        threshold: calibrated.
-        defect_type: best word, "unknown", or None when normal.
-        defect_scores: probability per defect word; empty when normal.
-        anomaly_map: float32 (h, w) on the patch grid, calibrated [0, 1].
-        regions: connected defective areas, highest score first, px of the input image.
-        explanation: (prompt, "normal" | "abnormal", similarity); empty unless the method keeps prompts.
-        width, height: of the input image, px.
-    """
-
-    score: float
-    raw_score: float
-    threshold: float
-    defect_type: str | None
-    defect_scores: dict[str, float]
-    anomaly_map: NDArray[np.float32]
-    regions: list[Region]
-    width: int
-    height: int
-    explanation: list[tuple[str, str, float]] = field(default_factory=list)
-
-    @property
-    def is_anomaly(self) -> bool:
-        """Whether the score reaches the threshold."""
-        return self.score >= self.threshold
-
-    def full_map(self) -> NDArray[np.float32]:
-        """The anomaly map up-sampled to the input image, float32 (height, width)."""
-        return regions.upsample(self.anomaly_map, self.height, self.width)
 
 
 class Detector:
@@ -95,17 +63,7 @@ class Detector:
             check_patches(config.preprocess, self.backbone.patch_size)
         except ConfigError as error:
             raise ModelError(f"the bundle does not fit its backbone: {error}") from error
-        method_class, settings_class = METHODS[config.method]
-        try:
-            settings = settings_class(**config.settings)
-        except TypeError as error:
-            raise ModelError(f"settings of method {config.method}: {error}") from error
-        subject = Subject(object_name=config.object_name, defect_words=config.defect_words)
-        self.method: Method = method_class(settings, self.backbone, subject, tensors)
-        if config.preprocess.tiling:
-            self.method = tiled(
-                self.method, config.preprocess, patch_size=self.backbone.patch_size, batch_size=batch_size
-            )
+        self.method = self._made(tensors)
         self.defect_types = encode_words(self.backbone, config.defect_words)
 
     def inspect(self, images: Sequence[NDArray[np.uint8]]) -> list[Finding]:
@@ -145,12 +103,34 @@ class Detector:
         Raises:
             ConfigError: with too few images.
         """
-        scores, peaks = [], []
-        for chunk in _chunks(images, self.batch_size):
-            prediction = self._predict(np.stack([self._prepare(image) for image in chunk]))
-            scores += prediction.score_B[: len(chunk)].tolist()
-            peaks += prediction.map_Bhw[: len(chunk)].amax(dim=(1, 2)).tolist()
+        scores, peaks = self._raw(self._prepare(image) for image in images)
         return self._with(calibration=calibration.fit(scores, peaks, source=source))
+
+    def with_normals(self, images: Iterable[NDArray[np.uint8]], *, source: str) -> "Detector":
+        """A copy that knows these normal images: a few-shot method remembers them, and they set the thresholds.
+
+        No image is judged by a memory that holds it; `zsad.few_shot` says how, and how many are used.
+
+        Args:
+            images: normal uint8 RGB images: at least 1 for a few-shot method, 8 for any other.
+            source: named in the calibration and in errors.
+
+        Raises:
+            ConfigError: with too few images.
+        """
+        if not isinstance(self.method, FewShot):
+            return self.calibrated(images, source=source)
+        pixels = few_shot.thinned(self._prepare(image) for image in images)
+        scores, peaks = [], []
+        for split in few_shot.splits(pixels):
+            found = self._remembering(split.remembered)._raw(split.judged)
+            scores += found[0]
+            peaks += found[1]
+        known = few_shot.support(pixels)
+        log.info("%s: %d of them are remembered, %d set the thresholds", source, len(known), len(pixels))
+        source += ", judged in all their orientations" if few_shot.is_approximate(len(pixels)) else ""
+        fitted = replace(calibration.fit(scores, peaks, source=source), num_normals=len(pixels))
+        return self._remembering(known)._with(calibration=fitted)
 
     def with_threshold(self, threshold: float) -> "Detector":
         """A copy with another calibrated decision threshold.
@@ -169,6 +149,37 @@ class Detector:
     def tensors(self) -> bytes:
         """The method's learned tensors as a safetensors file."""
         return bytes(safetensors.torch.save(dict(self.method.tensors)))
+
+    def _made(self, tensors: dict[str, Any]) -> Method:
+        """The method of this detector's description over `tensors`, with tiles where it says so."""
+        config, patch_size = self.config, self.backbone.patch_size
+        method_class, settings_class = METHODS[config.method]
+        try:
+            settings = settings_class(**config.settings)
+        except TypeError as error:
+            raise ModelError(f"settings of method {config.method}: {error}") from error
+        subject = Subject(object_name=config.object_name, defect_words=config.defect_words)
+        method: Method = method_class(settings, self.backbone, subject, tensors)
+        if not config.preprocess.tiling:
+            return method
+        return tiled(method, config.preprocess, patch_size=patch_size, batch_size=self.batch_size)
+
+    def _remembering(self, pixels: Sequence[NDArray[np.uint8]]) -> "Detector":
+        """This detector with the memory of normal squares (S, S, 3) instead of its own."""
+        assert isinstance(self.method, FewShot)  # noqa: S101 - checked by the caller; for the type checker
+        batches = (torch.from_numpy(np.stack(chunk)) for chunk in _chunks(pixels, self.batch_size))
+        knowing = copy.copy(self)
+        knowing.method = self._made(self.method.remember(batches))
+        return knowing
+
+    def _raw(self, pixels: Iterable[NDArray[np.uint8]]) -> tuple[list[float], list[float]]:
+        """Raw image score and highest map value of each square (S, S, 3)."""
+        scores, peaks = [], []
+        for chunk in _chunks(pixels, self.batch_size):
+            prediction = self._predict(np.stack(chunk))
+            scores += prediction.score_B[: len(chunk)].tolist()
+            peaks += prediction.map_Bhw[: len(chunk)].amax(dim=(1, 2)).tolist()
+        return scores, peaks
 
     def _with(self, **changes: Any) -> "Detector":
         tensors = dict(self.method.tensors)
@@ -272,7 +283,8 @@ def load_detector(
         ref: bundle URL or folder, or `BACKBONE[:METHOD]` (`nano`, a folder, open_clip's NAME/PRETRAINED).
         device: torch device; None: the first GPU if there is one, else the CPU.
         object_name: the word for prompts; None: the bundle's, or "object".
-        normals: normal images to calibrate on; None: the stored calibration, or procedural ones where none fits.
+        normals: normal images to calibrate on, which few-shot methods remember too (`Detector.with_normals`); None: the
+            stored calibration, or procedural images where none fits.
         batch_size: images per forward pass; the shape is always this, so it can change the last bits of scores.
         size: side of the model's input, px; None: the bundle's. Position embeddings are interpolated.
         tiles: per side of the image (`zsad.tiling`), 1 for none; None: the bundle's.
@@ -296,7 +308,12 @@ def load_detector(
         config = _resized(config, device, size, tiles)
     detector = Detector(config, tensors, device=device, batch_size=batch_size)
     if normals is not None:
-        return detector.calibrated(normals, source="normal images given by the user")
+        return detector.with_normals(normals, source="normal images given by the user")
+    if config.calibration is None and is_remembered(tensors):
+        raise ConfigError(
+            f"{ref} remembers normal images of {config.object_name!r} and was asked for something it has no thresholds "
+            "for (another object, size or tiling); give its normal images anew (--normals)"
+        )
     if config.calibration is None:
         log.info("%s: no stored calibration for %r; fitting on procedural images", ref, config.object_name)
         return detector.calibrated(procedural_normals(config.preprocess.size), source="procedural normal images")

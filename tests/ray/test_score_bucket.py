@@ -311,11 +311,24 @@ def test_normal_images_and_the_object_name_are_in_the_stored_detector(scored, tm
     assert all(row["raw_score"] != old[key]["raw_score"] for key, row in rows.items())
 
 
-def test_too_few_normal_images_end_the_job_with_nothing_written(scored, tmp_path):
+def test_one_normal_image_is_remembered(scored, tmp_path):
     normals, output = tmp_path / "normals", tmp_path / "report"
     normals.mkdir()
     shutil.copyfile(scored.folder / "line1/cam1/000.png", normals / "one.png")
-    with pytest.raises(ConfigError, match="at least 8"):
+    score_bucket(config_for(scored.folder, output, include=("line1/cam1/00*",), normals=str(normals)))
+    stored = read_config(str(output / "runs" / latest(output) / "detector"))
+    assert stored.calibration is not None
+    assert stored.calibration.num_normals == 1
+    assert "in all their orientations" in stored.calibration.source
+    rows = rows_by_key(scored.folder, output)
+    assert not rows["line1/cam1/000.png"]["is_anomaly"]
+
+
+def test_normals_that_are_no_images_end_the_job_with_nothing_written(scored, tmp_path):
+    normals, output = tmp_path / "normals", tmp_path / "report"
+    normals.mkdir()
+    (normals / "one.png").write_bytes(b"")
+    with pytest.raises(ConfigError, match="no usable images there"):
         score_bucket(config_for(scored.folder, output, normals=str(normals)))
     assert is_untouched(output)
 

@@ -15,6 +15,7 @@ from zsad.calibration import Scale
 from zsad.detector import Detector, Finding, load_detector, procedural_normals
 from zsad.errors import ConfigError, ModelError
 from zsad.images import Preprocess, Tiling
+from zsad.methods import Prediction, WinCLIP, WinCLIPConfig
 from zsad.regions import upsample
 
 
@@ -358,3 +359,79 @@ def test_a_backbone_of_other_weights_is_noticed(tiny_config, tmp_path):
     other = tiny_model.write_folder(tmp_path, tiny_model.random_model(seed=1))
     with pytest.raises(ModelError, match="install the same ones or make the bundle anew"):
         Detector(replace(tiny_config, backbone=str(other)), {})
+
+
+class OneIfNew:
+    """A method that scores 0 what it remembers and 1/2 anything else, and writes down every score it gave."""
+
+    scores: list[float] = []  # noqa: RUF012
+
+    def __init__(self, config, backbone, subject, tensors=None):
+        self.config, self.tensors = config, dict(tensors or {})
+
+    def remember(self, batches):  # noqa: D102
+        return {"memory.pixels": torch.cat(list(batches))}
+
+    def predict(self, pixels):  # noqa: D102
+        known = self.tensors.get("memory.pixels", torch.zeros(0, *pixels.shape[1:], dtype=torch.uint8))
+        score = torch.tensor([0.0 if any(torch.equal(image, old) for old in known) else 0.5 for image in pixels])
+        type(self).scores += score.tolist()
+        flat = torch.ones(len(pixels), 16, 32)
+        return Prediction(score_B=score, map_Bhw=score[:, None, None].expand(-1, 4, 4), patches_BPD=flat)
+
+
+@pytest.fixture
+def one_if_new(tiny_config, monkeypatch):
+    monkeypatch.setitem(module.METHODS, "winclip", (OneIfNew, WinCLIPConfig))
+    monkeypatch.setattr(OneIfNew, "scores", [])
+    return Detector(tiny_config, {}, batch_size=4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 30])
+def test_no_threshold_is_fitted_on_a_remembered_image(one_if_new, count):
+    normals = np.random.default_rng(3).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    found = one_if_new.with_normals(normals, source="x")
+    assert set(OneIfNew.scores) == {0.5}  # one leak would have scored 0
+    assert len(found.method.tensors["memory.pixels"]) == min(count, 16)
+    assert found.config.calibration.num_normals == count
+    assert ("all their orientations" in found.config.calibration.source) == (count < 8)
+
+
+def test_new_normals_pass_and_strange_images_do_not(tiny_config):
+    """Images of one flat grey each, remembered by their neighbours in brightness; noise is what was never seen."""
+    rng = np.random.default_rng(4)
+    greys = [np.full((32, 32, 3), value, np.uint8) for value in rng.permutation(np.arange(60, 188, 2))]
+    found = Detector(tiny_config, {}, batch_size=4).with_normals(greys[:32], source="x")
+    assert sum(f.is_anomaly for f in found.inspect(greys[32:])) <= 3
+    noise = list(rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    assert all(f.is_anomaly for f in found.inspect(noise))
+
+
+def test_a_memory_comes_back_from_the_bundle(tiny_config, images, tmp_path):
+    knowing = Detector(tiny_config, {}, batch_size=4).with_normals(images, source="x")
+    knowing.save(str(tmp_path / "bundle"))
+    loaded = load_detector(str(tmp_path / "bundle"), device="cpu", batch_size=4)
+    assert loaded.method.tensors["memory.patches"].shape == (10 * 16, 32)
+    assert all_same(loaded.inspect(images), knowing.inspect(images))
+
+
+def test_a_memory_without_thresholds_is_refused(tiny_config, images, tmp_path, few_procedural):
+    """Procedural images are strangers to a memory: thresholds from them would let everything pass."""
+    Detector(tiny_config, {}, batch_size=4).with_normals(images, source="x").save(str(tmp_path / "bundle"))
+    with pytest.raises(ConfigError, match="give its normal images anew"):
+        load_detector(str(tmp_path / "bundle"), device="cpu", object_name="cable")
+    assert few_procedural == []
+    found = load_detector(str(tmp_path / "bundle"), device="cpu", object_name="cable", normals=images)
+    assert found.config.calibration.num_normals == 10
+
+
+def test_methods_that_can_not_remember_only_calibrate(tiny_config, monkeypatch, images):
+    class Forgetful:
+        def __init__(self, *arguments):
+            self.tensors, self.predict = {}, WinCLIP(*arguments).predict
+
+    monkeypatch.setitem(module.METHODS, "winclip", (Forgetful, WinCLIPConfig))
+    found = Detector(tiny_config, {}, batch_size=4).with_normals(images, source="x")
+    assert dict(found.method.tensors) == {}
+    with pytest.raises(ConfigError, match="at least 8"):
+        Detector(tiny_config, {}, batch_size=4).with_normals(images[:7], source="x")

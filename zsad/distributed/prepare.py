@@ -1,4 +1,4 @@
-"""Settle the detector of a run before anything is written: resolve the reference, calibrate, set the threshold.
+"""Settle the detector of a run before anything is written: resolve the reference, remember normals, set thresholds.
 
 A stored bundle that needs no change is taken as it is, without torch in the driver. Everything else runs in one Ray
 task (on a GPU where scorers get one), so that a wrong model name or too few normal images end the job with nothing

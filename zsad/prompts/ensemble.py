@@ -25,7 +25,6 @@ NORMAL_STATES = (
     "{} without damage",
 )
 ABNORMAL_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
-DEFECT_STATE = "{{}} with {}"
 TEMPLATES = (
     "a photo of a {}.",
     "a photo of the {}.",
@@ -68,14 +67,19 @@ DEFECT_WORDS = (
 
 
 def compose(states: Sequence[str], object_name: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
-    """Every state of `object_name` in every template, state-major."""
-    return [template.format(state.format(object_name)) for state in states for template in templates]
+    """Every state of `object_name` in every template, state-major; braces in the name are ordinary characters."""
+    return [fill(template, fill(state, object_name)) for state in states for template in templates]
+
+
+def fill(pattern: str, text: str) -> str:
+    """`pattern` with its first "{}" replaced by `text`; never `str.format`, because users write the words."""
+    return pattern.replace("{}", text, 1)
 
 
 def defect_states(word: str) -> tuple[str, ...]:
     """The abnormal states that name one defect type, such as "{} with a scratch"."""
     article = "an" if word[0] in "aeiou" else "a"
-    return (DEFECT_STATE.format(f"{article} {word}"), DEFECT_STATE.format(word))
+    return (f"{{}} with {article} {word}", f"{{}} with {word}")
 
 
 def direction(backbone: Backbone, states: Sequence[str], object_name: str) -> Tensor:

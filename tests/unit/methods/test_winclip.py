@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import tiny_model
 import torch
 
 from zsad.backbone import ImageFeatures
 from zsad.errors import ConfigError
-from zsad.methods import METHODS, WinCLIP, WinCLIPConfig
-from zsad.methods.base import Subject
-from zsad.methods.winclip import abnormal_probability
+from zsad.methods import METHODS, WinCLIP, WinCLIPConfig, memory
+from zsad.methods.base import FewShot, Subject
+from zsad.methods.winclip import PUBLISHED, abnormal_probability
+from zsad.methods.windows import encode, harmonic_map, harmonic_mean
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
 
@@ -98,8 +100,6 @@ def test_the_start_of_the_value_value_path_is_passed_on(start):
 
 
 def test_over_a_real_tower(tiny_backbone):
-    import tiny_model
-
     method = WinCLIP(WinCLIPConfig(), tiny_backbone, Subject(object_name="cable"))
     found = method.predict(tiny_model.pixels(2, 32, 64))
     assert found.map_Bhw.shape == (2, 4, 8)
@@ -107,11 +107,102 @@ def test_over_a_real_tower(tiny_backbone):
     flat = abnormal_probability(features.patches_BPD, method.states_2D, 0.07)
     np.testing.assert_array_equal(found.map_Bhw.numpy(), flat.reshape(2, 4, 8).numpy())
     assert dict(method.tensors) == {}
+    assert isinstance(method, FewShot)
+
+
+@pytest.fixture
+def windowed(tiny_backbone):
+    """The published form over the tiny tower."""
+    return WinCLIP(PUBLISHED, tiny_backbone, Subject(object_name="cable"))
+
+
+def test_the_published_map_is_the_harmonic_mean_of_image_and_both_scales(windowed, tiny_backbone):
+    pixels = tiny_model.pixels(2, 32, 40)
+    found = windowed.predict(pixels)
+    features, windows = encode(tiny_backbone, pixels, sizes=(2, 3))
+    image, small, large = (
+        abnormal_probability(x, windowed.states_2D, 0.01) for x in (features.image_BD, windows[2], windows[3])
+    )
+    scales = [harmonic_map(small, (4, 5), 2), harmonic_map(large, (4, 5), 3)]
+    expected = harmonic_mean([image[:, None].expand(2, 20), *scales]).view(2, 4, 5)
+    torch.testing.assert_close(found.map_Bhw, expected)
+    torch.testing.assert_close(found.score_B, image)
+
+
+def test_equal_directions_give_a_constant_map_of_windows(windowed):
+    windowed.states_2D[1] = windowed.states_2D[0]
+    found = windowed.predict(tiny_model.pixels(2, 32, 32))
+    torch.testing.assert_close(found.map_Bhw, torch.full((2, 4, 4), 0.5))
+
+
+@pytest.mark.parametrize("dense", ["vv", "windows"])
+def test_an_image_is_scored_alike_at_every_place_of_a_batch(tiny_backbone, dense):
+    method = WinCLIP(WinCLIPConfig(dense=dense), tiny_backbone, Subject())
+    knowing = WinCLIP(method.config, tiny_backbone, Subject(), method.remember([tiny_model.pixels(2, 32, 32, seed=3)]))
+    pixels = tiny_model.pixels(5, 32, 32)
+    for m in (method, knowing):
+        found = m.predict(pixels)
+        for shift in range(1, 5):
+            moved = m.predict(pixels.roll(shift, dims=0))
+            assert torch.equal(moved.score_B.roll(-shift), found.score_B)
+            assert torch.equal(moved.map_Bhw.roll(-shift, dims=0), found.map_Bhw)
+
+
+@pytest.mark.parametrize("dense", ["vv", "windows"])
+def test_a_remembered_image_adds_nothing_to_half_its_zero_shot_answer(tiny_backbone, dense):
+    """One normal image, asked again: M is 0 everywhere, so score and map are halved."""
+    zero_shot = WinCLIP(WinCLIPConfig(dense=dense), tiny_backbone, Subject())
+    pixels = tiny_model.pixels(1, 32, 32)
+    knowing = WinCLIP(zero_shot.config, tiny_backbone, Subject(), zero_shot.remember([pixels]))
+    plain, found = zero_shot.predict(pixels), knowing.predict(pixels)
+    torch.testing.assert_close(found.map_Bhw, plain.map_Bhw / 2, atol=2e-6, rtol=0)
+    torch.testing.assert_close(found.score_B, plain.score_B / 2, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dense", ["vv", "windows"])
+def test_another_image_adds_half_its_novelty(tiny_backbone, dense):
+    zero_shot = WinCLIP(WinCLIPConfig(dense=dense), tiny_backbone, Subject())
+    tensors = zero_shot.remember([tiny_model.pixels(2, 32, 32, seed=1), tiny_model.pixels(1, 32, 32, seed=2)])
+    assert tensors["memory.patches"].shape == (3 * 16, 32)
+    assert set(tensors) == {"memory.patches"} | (
+        {"memory.windows_2x2", "memory.windows_3x3"} if dense != "vv" else set()
+    )
+    pixels = tiny_model.pixels(2, 32, 32, seed=5)
+    knowing = WinCLIP(zero_shot.config, tiny_backbone, Subject(), tensors)
+    features, windows = encode(tiny_backbone, pixels, sizes=(2, 3) if dense == "windows" else ())
+    novelty = memory.novelty(tensors, features, windows)
+    assert novelty.min() > 1e-3
+    plain, found = zero_shot.predict(pixels), knowing.predict(pixels)
+    torch.testing.assert_close(found.map_Bhw, (plain.map_Bhw + novelty.view(2, 4, 4)) / 2)
+    torch.testing.assert_close(found.score_B, (plain.score_B + novelty.amax(dim=1)) / 2)
+    assert dict(knowing.tensors).keys() == tensors.keys()
+
+
+def test_quick_gelu_is_the_towers_own():
+    """The same weights with another activation give other windows."""
+    maps = []
+    for quick in (False, True):
+        backbone = tiny_model.backbone_of(tiny_model.random_model(tiny_model.model_cfg(quick_gelu=quick)))
+        maps.append(WinCLIP(WinCLIPConfig(dense="windows"), backbone, Subject()).predict(tiny_model.pixels(1, 32, 32)))
+    assert (maps[0].map_Bhw - maps[1].map_Bhw).abs().max() > 1e-4
+
+
+def test_windows_need_a_grid_that_holds_them(windowed):
+    with pytest.raises(ConfigError, match="3 x 3 patches do not fit on a grid of 2 x 4"):
+        windowed.predict(tiny_model.pixels(1, 16, 32))
+
+
+def test_braces_in_the_object_name_are_ordinary_characters(tiny_backbone):
+    plain, braced = (
+        WinCLIP(WinCLIPConfig(), tiny_backbone, Subject(object_name=name)).states_2D for name in ("cable", "{0} {x} {}")
+    )
+    assert not torch.equal(plain, braced)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"dense": "dense"}, "dense is 'dense'; choose 'vv' or 'windows'"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": 1.1}, "temperature is 1.1"),
         ({"temperature": float("nan")}, "temperature is nan"),

@@ -19,6 +19,13 @@ def test_states_go_into_templates_state_by_state():
     assert found == ["a photo of a cable.", "one cable", "a photo of a damaged cable.", "one damaged cable"]
 
 
+def test_braces_of_users_are_ordinary_characters():
+    """str.format would raise on some of these names and drop others."""
+    found = compose(["damaged {}", *defect_states("{x} {}")], "{0} {y", ["one {}."])
+    assert found == ["one damaged {0} {y.", "one {0} {y with a {x} {}.", "one {0} {y with {x} {}."]
+    assert compose(["{}"], "{}", ["a {}."]) == ["a {}."]
+
+
 @pytest.mark.parametrize(
     ("word", "states"),
     [
