@@ -106,6 +106,7 @@ class DAPO:
     ) -> None:
         self.config = config
         self.backbone = backbone
+        levels_of(config, backbone)
         checked = check_tensors(tensors or {}, tensor_shapes(config, sizes_of(backbone)))
         self._tensors = {name: tensor.to(backbone.device) for name, tensor in checked.items()}
         words = tuple(sorted(subject.defect_words))  # so that their order as given changes no bit
@@ -139,6 +140,18 @@ class DAPO:
 def default_levels(num_layers: int) -> tuple[int, ...]:
     """The blocks, counted from 1, that end the four quarters of a tower: 6, 12, 18 and 24 of 24."""
     return tuple(max(1, round(i * num_layers / NUM_LEVELS)) for i in range(1, NUM_LEVELS + 1))
+
+
+def levels_of(config: DAPOConfig, backbone: Backbone) -> tuple[int, ...]:
+    """The levels in use.
+
+    Raises:
+        ModelError: if one lies beyond the backbone's vision tower.
+    """
+    levels = config.levels or default_levels(backbone.num_layers)
+    if max(levels) > backbone.num_layers:
+        raise ModelError(f"dapo takes levels {list(levels)}; {backbone.name} has blocks 1 to {backbone.num_layers}")
+    return levels
 
 
 def sizes_of(backbone: Backbone) -> TowerSizes:
@@ -234,7 +247,7 @@ def encode_pixels(
         pixels_BHWC,
         tensors["vision_tokens"],
         carry=config.carry,
-        levels=config.levels or default_levels(backbone.num_layers),
+        levels=levels_of(config, backbone),
         checkpointing=checkpointing,
     )
     adapters = zip(features.states, tensors["adapter_weights"], tensors["adapter_biases"], strict=True)
