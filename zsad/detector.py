@@ -9,7 +9,7 @@ cut into tiles), (h, w) patch grid, P = h * w.
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zsad import calibration, few_shot, regions
 from zsad.backbone import load_backbone
 from zsad.bundle import BundleRef, DetectorConfig, ModelRef, parse_ref, read_config, read_tensors, write_bundle
-from zsad.defect_types import encode_words
+from zsad.defect_types import OwnTyping, SharedTyping, Typing, encode_words
 from zsad.errors import ConfigError, ModelError
 from zsad.finding import Finding
 from zsad.images import Preprocess
@@ -214,12 +214,13 @@ class Detector:
         score = float(scales.image.apply(raw))
         anomaly_map = scales.map.apply(prediction.map_Bhw[row].numpy())
         is_anomaly = score >= scales.threshold
-        found, type_scores = self._regions(anomaly_map, self._typing(prediction, row), size) if is_anomaly else ([], {})
+        typing = self._typing(prediction, row)
+        found, type_scores = self._regions(anomaly_map, typing, size) if is_anomaly else ([], {})
         return Finding(
             score=score,
             raw_score=raw,
             threshold=scales.threshold,
-            defect_type=self.defect_types.name(type_scores) if is_anomaly else None,
+            defect_type=typing.name(type_scores) if is_anomaly else None,
             defect_scores=type_scores,
             anomaly_map=anomaly_map,
             regions=found,
@@ -228,26 +229,16 @@ class Detector:
             explanation=list(prediction.explanation[row]) if prediction.explanation else [],
         )
 
-    def _typing(self, prediction: Prediction, row: int) -> Callable[[NDArray[np.float32]], dict[str, float]]:
-        """From patch weights (P,) of an area to the probability of each defect word: the method's own, or shared."""
+    def _typing(self, prediction: Prediction, row: int) -> Typing:
+        """What names the defects of one image: the method's own types, or the shared classifier."""
         if prediction.type_map_BKhw is None:
-            patches_PD = prediction.patches_BPD[row].numpy()
-            return lambda weights_P: self.defect_types.classify(patches_PD, weights_P)
-        types_KP = prediction.type_map_BKhw[row].flatten(1).numpy()
-
-        def mean_inside(weights_P: NDArray[np.float32]) -> dict[str, float]:
-            shares_K = types_KP @ (weights_P / weights_P.sum())
-            return {word: float(share) for word, share in zip(self.config.defect_words, shares_K, strict=True)}
-
-        return mean_inside
+            return SharedTyping(self.defect_types, prediction.patches_BPD[row].numpy())
+        return OwnTyping(self.config.defect_words, prediction.type_map_BKhw[row].flatten(1).numpy())
 
     def _regions(
-        self,
-        anomaly_map: NDArray[np.float32],
-        classify: Callable[[NDArray[np.float32]], dict[str, float]],
-        size: tuple[int, int],
+        self, anomaly_map: NDArray[np.float32], typing: Typing, size: tuple[int, int]
     ) -> tuple[list[Region], dict[str, float]]:
-        """Regions with their types, and the type scores of the top region (of the top patch if there is none)."""
+        """Regions with their types, and the type scores of the image (of the top patch if there are no regions)."""
         scales = self.config.calibration
         assert scales is not None  # noqa: S101 - checked by the caller; for the type checker
         grid = (anomaly_map.shape[0], anomaly_map.shape[1])
@@ -256,15 +247,13 @@ class Detector:
             anomaly_map, size=self.config.preprocess.size, threshold=scales.map_threshold, min_area_px=min_area
         )
         weights = [regions.patch_weights(part, grid).ravel() for part in parts]
-        types = [classify(weight) for weight in weights]
+        types = [typing.name(typing.of_area(weight)) for weight in weights]
         found = [
-            regions.to_region(part, width=size[0], height=size[1], defect_type=self.defect_types.name(scores))
-            for part, scores in zip(parts, types, strict=True)
+            regions.to_region(part, width=size[0], height=size[1], defect_type=word)
+            for part, word in zip(parts, types, strict=True)
         ]
-        if types:
-            return found, types[0]
         top_patch = (anomaly_map == anomaly_map.max()).ravel().astype(np.float32)
-        return found, classify(top_patch)
+        return found, typing.of_image(weights or [top_patch])
 
 
 def load_detector(

@@ -1,11 +1,11 @@
-"""Naming a defect by its mean patch token."""
+"""Naming a defect by its mean patch token, or by a method's own types."""
 
 import math
 
 import numpy as np
 import pytest
 
-from zsad.defect_types import DefectTypes, encode_words
+from zsad.defect_types import DefectTypes, OwnTyping, SharedTyping, encode_words
 from zsad.prompts.ensemble import compose, defect_states
 
 TYPES = DefectTypes(words=("scratch", "dent"), directions_KD=np.eye(2, 3, dtype=np.float32))
@@ -48,3 +48,64 @@ def test_words_become_directions_of_a_generic_object(tiny_backbone):
     assert types.words == ("scratch", "missing part")
     mean = tiny_backbone.encode_text(compose(defect_states("missing part"), "object")).mean(dim=0)
     np.testing.assert_allclose(types.directions_KD[1], (mean / mean.norm()).numpy(), atol=1e-6)
+
+
+def test_the_shared_classifier_names_an_image_by_its_first_area():
+    patches = np.eye(3, dtype=np.float32)
+    typing = SharedTyping(TYPES, patches)
+    areas = [np.array([1, 0, 0], np.float32), np.array([0, 1, 0], np.float32)]
+    assert typing.of_image(areas) == typing.of_area(areas[0]) == TYPES.classify(patches, areas[0])
+    assert typing.of_area(areas[1]) != typing.of_area(areas[0])
+    assert typing.name({"scratch": 0.3, "dent": 0.2}) == "scratch"
+    assert typing.name({"scratch": 0.29, "dent": 0.2}) == "unknown"
+
+
+def own(scratch, dent):
+    """Types of 300 patches: given values, then 0.01."""
+    rows = [[*values, *[0.01] * (300 - len(values))] for values in (scratch, dent)]
+    return OwnTyping(("scratch", "dent"), np.array(rows, np.float32))
+
+
+def area(*patches):
+    weights = np.zeros(300, np.float32)
+    weights[list(patches)] = 0.25
+    return weights
+
+
+def test_own_types_are_told_by_the_clearest_hundredth_of_the_patches():
+    """Three of 300: scratch 0.6, 0.5, 0.4 (mean 0.5), dent 0.3, 0.3, 0.15 (mean 0.25) in other patches."""
+    typing = own([0.6, 0.1, 0.5, 0.1, 0.4, 0.1], [0.1, 0.3, 0.1, 0.3, 0.1, 0.15])
+    assert typing.of_area(area(*range(300))) == pytest.approx({"scratch": 2 / 3, "dent": 1 / 3})
+
+
+def test_own_types_are_looked_for_inside_the_area():
+    """Patches 1 and 3 alone: both are fewer than three, so both count."""
+    typing = own([0.6, 0.1, 0.5, 0.1], [0.1, 0.4, 0.1, 0.2])
+    assert typing.of_area(area(1, 3)) == pytest.approx({"scratch": 0.25, "dent": 0.75})
+
+
+def test_a_small_grid_is_told_by_its_clearest_patch():
+    typing = OwnTyping(("scratch", "dent"), np.array([[0.3, 0.2, 0.1], [0.1, 0.1, 0.2]], np.float32))
+    assert typing.of_area(np.ones(3, np.float32)) == pytest.approx({"scratch": 0.6, "dent": 0.4})
+
+
+def test_all_areas_name_an_image_by_own_types():
+    """The first area is a dent, but the scratch in the second is clearer."""
+    typing = own([0.1, 0.1, 0.1, 0.9, 0.9, 0.9], [0.3, 0.3, 0.3, 0.1, 0.1, 0.1])
+    areas = [area(0, 1, 2), area(3, 4, 5)]
+    assert typing.of_area(areas[0]) == pytest.approx({"scratch": 0.25, "dent": 0.75})
+    assert typing.of_image(areas) == pytest.approx({"scratch": 0.75, "dent": 0.25})
+
+
+@pytest.mark.parametrize(
+    ("scores", "name"),
+    [
+        ({"scratch": 0.4, "dent": 0.25, "hole": 0.35}, "unknown"),  # nearer than 0.1 to the second
+        ({"scratch": 0.4, "dent": 0.29, "hole": 0.28}, "scratch"),  # exactly the limit is enough
+        ({"scratch": 0.39, "dent": 0.2, "hole": 0.2}, "unknown"),
+        ({"scratch": 0.5, "dent": 0.5}, "unknown"),
+        ({"dent": 1.0}, "dent"),
+    ],
+)
+def test_own_types_have_a_name_only_when_high_and_clear(scores, name):
+    assert OwnTyping(("scratch",), np.ones((1, 1), np.float32)).name(scores) == name

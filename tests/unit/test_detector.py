@@ -1,5 +1,6 @@
 """`Detector` over the tiny backbone: the same findings whatever the batch, and back from a bundle."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -104,6 +105,34 @@ def test_an_anomaly_without_regions_is_named_by_its_top_patch(alarmed, images):
     weights = np.zeros(16, np.float32)
     weights[found.anomaly_map.argmax()] = 1
     assert found.defect_scores == alarmed.defect_types.classify(patches, weights)
+
+
+class OwnTypes:
+    """Finds the same everywhere, but for one patch where it is surest of a scratch."""
+
+    def __init__(self, scratch, dent):
+        self.types = torch.full((4, 2, 4, 4), 0.1)
+        self.types[:, 0, 1, 2] = scratch
+        self.types[:, 1] = dent
+
+    def predict(self, pixels):  # noqa: D102
+        return Prediction(
+            score_B=torch.full((4,), 0.5),
+            map_Bhw=torch.full((4, 4, 4), 0.5),
+            patches_BPD=torch.zeros(4, 16, 32),
+            type_map_BKhw=self.types,
+        )
+
+
+@pytest.mark.parametrize(("scratch", "name"), [(0.3, "scratch"), (0.21, "unknown"), (0.1, "dent")])
+def test_a_method_s_own_types_name_image_and_regions(alarmed, images, scratch, name):
+    """One patch of 16 is the clearest: 0.3 of 0.5 is a scratch, 0.21 of 0.41 too near to the dent."""
+    typed = copy.copy(alarmed)
+    typed.method = OwnTypes(scratch, 0.2)
+    (found,) = typed.inspect(images[:1])
+    assert found.defect_scores == pytest.approx({"scratch": scratch / (scratch + 0.2), "dent": 0.2 / (scratch + 0.2)})
+    assert found.defect_type == name
+    assert [region.defect_type for region in found.regions] == [name]
 
 
 def test_the_threshold_itself_is_an_anomaly():

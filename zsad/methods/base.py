@@ -37,8 +37,8 @@ class Prediction:
         score_B: image scores on the method's own scale, larger = more anomalous.
         map_Bhw: anomaly maps on the patch grid, same direction.
         patches_BPD: unit-length patch tokens in the joint space, for the shared defect-type classifier.
-        type_map_BKhw: probability of each defect word at each patch; None: the method has no types of its own, and the
-            shared classifier names them.
+        type_map_BKhw: probability of each defect word at each patch, what they leave being normal; None: the method has
+            no types of its own, and the shared classifier names them.
         explanation: per image the prompts that decided; empty unless the method keeps prompts.
     """
 
