@@ -12,7 +12,7 @@ import io
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,7 +90,8 @@ def decode_objects(
     """
     blank = bytes(preprocess.size * preprocess.size * 3)
     rows = []
-    for info, data in zip(objects, _fetched(source, objects, limits.max_bytes), strict=True):
+    keys = [(info.key, info.etag) for info in objects]
+    for info, data in zip(objects, fetched(source, keys, limits.max_bytes), strict=True):
         outcome = {PIXELS: blank, **_decode(data, limits, preprocess, child)}
         rows.append({SHARD: shard, **asdict(info), **outcome})
     return pa.Table.from_pylist(rows, schema=decoded_schema(preprocess.size))
@@ -104,13 +105,13 @@ def score_table(detector: Detector, decoded: pa.Table, context: RowContext) -> p
         the row's `map_uri`.
     """
     listed = decoded.drop_columns([PIXELS]).to_pylist()
-    pixels_NSSC = _pixels(decoded, detector.config.preprocess.size)
+    pixels_NSSC = pixel_array(decoded, detector.config.preprocess.size)
     good = [index for index, row in enumerate(listed) if row["error_code"] is None]
     findings: dict[int, Finding | ImageError] = {}
     for start in range(0, len(good), detector.batch_size):
         batch = good[start : start + detector.batch_size]
         sizes = [(listed[index]["width"], listed[index]["height"]) for index in batch]
-        findings.update(zip(batch, _inspect(detector, pixels_NSSC[batch], sizes), strict=True))
+        findings.update(zip(batch, inspect_each(detector, pixels_NSSC[batch], sizes), strict=True))
     rows, maps = [], {}
     for index, row in enumerate(listed):
         report_row, png = _report_row(row, index, findings.get(index), context)
@@ -129,12 +130,18 @@ def encode_map(anomaly_map_hw: NDArray[np.float32]) -> bytes:
     return sink.getvalue()
 
 
-def _fetched(source: Store, objects: Sequence[ObjectInfo], max_bytes: int) -> Iterator[bytes | ImageError]:
-    """Content of each object in order, or why it has none; a few reads run ahead."""
+def fetched(source: Store, keys: Iterable[tuple[str, str | None]], max_bytes: int) -> Iterator[bytes | ImageError]:
+    """Content of each object in order, or why it has none; a few reads run ahead.
 
-    def fetch(info: ObjectInfo) -> bytes | ImageError:
+    Args:
+        source: where they are.
+        keys: (key, etag) of each; no etag: whatever is there.
+        max_bytes: of one object.
+    """
+
+    def fetch(key: str, etag: str | None) -> bytes | ImageError:
         try:
-            return source.get(info.key, max_bytes=max_bytes, etag=info.etag)
+            return source.get(key, max_bytes=max_bytes, etag=etag)
         except ImageError as error:
             return error
         except StorageError as error:
@@ -142,8 +149,8 @@ def _fetched(source: Store, objects: Sequence[ObjectInfo], max_bytes: int) -> It
 
     with ThreadPoolExecutor(FETCH_AHEAD) as readers:
         ahead: deque[Future[bytes | ImageError]] = deque()
-        for info in objects:
-            ahead.append(readers.submit(fetch, info))
+        for key, etag in keys:
+            ahead.append(readers.submit(fetch, key, etag))
             if len(ahead) > FETCH_AHEAD:
                 yield ahead.popleft().result()
         while ahead:
@@ -162,7 +169,7 @@ def _decode(
     return {"width": decoded.width, "height": decoded.height, PIXELS: decoded.pixels.tobytes()}
 
 
-def _pixels(decoded: pa.Table, size: int) -> NDArray[np.uint8]:
+def pixel_array(decoded: pa.Table, size: int) -> NDArray[np.uint8]:
     """The pixel column as (N, S, S, 3), without a copy."""
     column = decoded[PIXELS].combine_chunks()
     array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
@@ -172,7 +179,7 @@ def _pixels(decoded: pa.Table, size: int) -> NDArray[np.uint8]:
     return buffer[start : start + len(array) * stride].reshape(-1, size, size, 3)
 
 
-def _inspect(
+def inspect_each(
     detector: Detector, pixels_BSSC: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]
 ) -> list[Finding | ImageError]:
     """Findings of a batch; if the batch fails, of each image by itself, so that one image costs one row."""
@@ -182,7 +189,9 @@ def _inspect(
         if len(sizes) == 1:
             return [ImageError(ErrorCode.MODEL, f"the model failed on this image: {error}")]
         log.warning("a batch of %d images failed (%s); scoring them one by one", len(sizes), error)
-        singles = (_inspect(detector, pixels_BSSC[row : row + 1], sizes[row : row + 1]) for row in range(len(sizes)))
+        singles = (
+            inspect_each(detector, pixels_BSSC[row : row + 1], sizes[row : row + 1]) for row in range(len(sizes))
+        )
         return [outcome for single in singles for outcome in single]
     not_finite = "the model gave a score that is not a number"
     return [f if math.isfinite(f.raw_score) else ImageError(ErrorCode.MODEL, not_finite) for f in findings]

@@ -4,7 +4,7 @@
 |---|---|
 | `path` | required; relative to the folder |
 | `label` | required; 0 normal, 1 anomalous |
-| `defect_type` | "good" and "anomaly" where there is no such column |
+| `defect_type` | "good" for label 0 and only there; "good" and "anomaly" where there is no such column |
 | `mask_path` | empty or absent: no mask |
 | `product` | the folder's name where there is no such column |
 | `split` | "test" where there is no such column |
@@ -33,13 +33,16 @@ def read_index(store: Store) -> Iterator[LabelledImage]:
         if row["label"] not in ("0", "1"):
             raise ConfigError(f"{place}: label {row['label']!r} is neither 0 nor 1")
         is_good = row["label"] == "0"
+        kind = row.get("defect_type") or (GOOD if is_good else ANOMALY)
+        if is_good != (kind == GOOD):
+            raise ConfigError(f"{place}: label {row['label']} does not go with defect_type {kind!r}")
         key = checked_key(row["path"], place)
         mask = row.get("mask_path")
         yield LabelledImage(
             key=key,
             uri=store.uri(key),
             label=int(not is_good),
-            defect_type=GOOD if is_good else row.get("defect_type") or ANOMALY,
+            defect_type=kind,
             mask=checked_key(mask, place) if mask else None,
             product=row.get("product") or root_name(store),
             split=row.get("split") or "test",

@@ -180,6 +180,8 @@ def test_a_plain_folder_is_good_and_anything(tmp_path):
         ("index", {"index.csv": "path,label\na.png,2\n"}, r"index.csv line 2: label '2' is neither 0 nor 1"),
         ("index", {"index.csv": "path,label\na.png\n"}, "line 2 has another number of cells"),
         ("index", {"index.csv": "path,label\n../a.png,1\n"}, r"'../a.png' is no path inside"),
+        ("index", {"index.csv": "path,label,defect_type\na.png,1,good\n"}, "label 1 does not go with defect_type 'good'"),
+        ("index", {"index.csv": "path,label,defect_type\na.png,0,dent\n"}, "label 0 does not go with defect_type 'dent'"),
         ("visa", {"split_csv/1cls.csv": VISA_ROWS.replace("anomaly", "odd")}, "neither normal nor anomaly"),
         ("real_iad", {"toy/1.jpg": ""}, "no folder realiad_1024"),
         ("real_iad", {"realiad_256/toy/1.jpg": ""}, "no lists"),

@@ -1,0 +1,136 @@
+"""Inspect decoded images and count their pixels against the masks: the model's half of an evaluation.
+
+Compared is the method's own map, as published figures do: the finding's map with its calibration undone, up-sampled
+bilinearly from the patch grid (`zsad.regions.upsample`). Calibration keeps every patch's rank, but what lies between
+two patches depends on the scale one interpolates in, and the calibrated one is steep. Pixels are counted in standard
+units (`Scale.standardise`), which change no rank.
+
+Types are asked for of every image, normal or not: the detector compares with an almost zero threshold, and whether an
+image is an anomaly is decided here by the detector's real one.
+
+Legend: N images, (h, w) patch grid, (H, W) pixels compared, K defect words.
+Cost: one pass of the model, and about 6 ms an image at 256 x 256.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from zsad.calibration import Scale
+from zsad.detector import Detector, Finding
+from zsad.errors import ImageError
+from zsad.evaluation.truth import MASK, unpack
+from zsad.metrics.streaming import PixelTally, empty_tally, tally_image
+from zsad.regions import upsample
+from zsad.scoring import PIXELS, inspect_each, pixel_array
+
+ALMOST_ZERO = 1e-30
+_IMAGE = pa.struct(
+    [
+        pa.field("key", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("raw_score", pa.float64()),
+        pa.field("is_anomaly", pa.bool_()),
+        pa.field("answer", pa.string()),
+        pa.field("type_scores", pa.list_(pa.float64())),
+        pa.field("has_pixels", pa.bool_()),
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+    ]
+)
+RESULT_SCHEMA = pa.schema(
+    [
+        pa.field("product", pa.string(), nullable=False),
+        pa.field("defect_type", pa.string(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+        pa.field("tally", pa.binary(), nullable=False),
+        pa.field("images", pa.list_(_IMAGE), nullable=False),
+    ]
+)
+
+
+def compare_table(detector: Detector, decoded: pa.Table, *, threshold: float, side_px: int | None) -> pa.Table:
+    """Inspect what `decode_truth` returned and count.
+
+    Args:
+        detector: calibrated, with the threshold `ALMOST_ZERO`.
+        decoded: N rows.
+        threshold: the detector's real one, calibrated.
+        side_px: as for `decode_truth`.
+
+    Returns:
+        One row per product and defect type, in the order they come, with `RESULT_SCHEMA`; all N images are in them.
+    """
+    listed = decoded.drop_columns([PIXELS]).to_pylist()
+    outcomes = _findings(detector, listed, pixel_array(decoded, detector.config.preprocess.size))
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for index, row in enumerate(listed):
+        group = groups.setdefault(
+            (row["product"], row["defect_type"]),
+            {name: row[name] for name in ("product", "defect_type", "label")} | {"tally": empty_tally(), "images": []},
+        )
+        outcome = outcomes.get(index)
+        pixels = None
+        if isinstance(outcome, Finding) and (row["mask"] is not None or not row["label"]):
+            pixels = _tally(outcome, row, _map_scale(detector), side_px)
+            group["tally"] += pixels
+        group["images"].append(_image_row(row, outcome, pixels, threshold, detector.config.defect_words))
+    rows = [{**group, "tally": group["tally"].to_bytes()} for group in groups.values()]
+    return pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
+
+
+def standard_map(map_hw: NDArray[np.float32], scale: Scale, *, height: int, width: int) -> NDArray[np.float64]:
+    """A calibrated map as the method's own, up-sampled to (height, width), in standard units."""
+    raw_hw = scale.invert(map_hw).astype(np.float32)
+    return scale.standardise(upsample(raw_hw, height, width))
+
+
+def _findings(
+    detector: Detector, listed: list[dict[str, Any]], pixels_NSSC: NDArray[np.uint8]
+) -> dict[int, Finding | ImageError]:
+    good = [index for index, row in enumerate(listed) if row["error_code"] is None]
+    found: dict[int, Finding | ImageError] = {}
+    for start in range(0, len(good), detector.batch_size):
+        batch = good[start : start + detector.batch_size]
+        sizes = [(listed[index]["width"], listed[index]["height"]) for index in batch]
+        found.update(zip(batch, inspect_each(detector, pixels_NSSC[batch], sizes), strict=True))
+    return found
+
+
+def _map_scale(detector: Detector) -> Scale:
+    scales = detector.config.calibration
+    assert scales is not None  # noqa: S101 - an uncalibrated detector inspects nothing; for the type checker
+    return scales.map
+
+
+def _tally(finding: Finding, row: Mapping[str, Any], scale: Scale, side_px: int | None) -> PixelTally:
+    height, width = side_px or row["height"], side_px or row["width"]
+    bits = row[MASK]
+    mask_HW = np.zeros((height, width), np.bool_) if bits is None else unpack(bits, height, width)
+    return tally_image(standard_map(finding.anomaly_map, scale, height=height, width=width), mask_HW)
+
+
+def _image_row(
+    row: Mapping[str, Any],
+    outcome: Finding | ImageError | None,
+    pixels: PixelTally | None,
+    threshold: float,
+    words: tuple[str, ...],
+) -> dict[str, Any]:
+    where = {"key": row["key"], "uri": row["uri"], "has_pixels": pixels is not None}
+    if not isinstance(outcome, Finding):
+        code = outcome.code.value if outcome else row["error_code"]
+        return {**where, "error_code": code, "error_message": str(outcome) if outcome else row["error_message"]}
+    is_anomaly = outcome.score >= threshold
+    return {
+        **where,
+        "score": outcome.score,
+        "raw_score": outcome.raw_score,
+        "is_anomaly": is_anomaly,
+        "answer": outcome.defect_type if is_anomaly else None,
+        "type_scores": [outcome.score * outcome.defect_scores.get(word, 0.0) for word in words],
+    }
