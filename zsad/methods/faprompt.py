@@ -301,7 +301,7 @@ def _mean_direction(abnormal_KD: Tensor) -> Tensor:
 def margin(features: Tensor, difference: Tensor, temperature: float) -> Tensor:
     """Logit of abnormal against normal: features (..., D) along the difference (..., D) of the two directions.
 
-    A product and a sum for the reason told in `zsad.backbone.similarity`; `probability` turns it into the softmax share.
+    A product and a sum for the reason told in `zsad.backbone.similarity`; `probability` makes the softmax share of it.
     """
     return (features * difference).sum(dim=-1) / temperature
 
