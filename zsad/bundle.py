@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "detector.json"
 TENSORS_FILE = "tensors.safetensors"
 SHIPPED = Path(__file__).parent / "nano"
-METHOD_NAMES = ("winclip", "faprompt", "dapo")
+METHOD_NAMES = ("winclip", "faprompt", "dapo", "promptad")
 DEFAULT_METHOD = "winclip"
 _MAX_BYTES = 2**31
 

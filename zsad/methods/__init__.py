@@ -5,12 +5,14 @@ from typing import Any
 from zsad.methods.base import FewShot, Method, Prediction, Subject
 from zsad.methods.dapo import DAPO, DAPOConfig
 from zsad.methods.faprompt import FAPrompt, FAPromptConfig
+from zsad.methods.promptad import PromptAD, PromptADConfig
 from zsad.methods.winclip import WinCLIP, WinCLIPConfig
 
 METHODS: dict[str, tuple[Any, Any]] = {
     "winclip": (WinCLIP, WinCLIPConfig),
     "faprompt": (FAPrompt, FAPromptConfig),
     "dapo": (DAPO, DAPOConfig),
+    "promptad": (PromptAD, PromptADConfig),
 }
 """Name in REFs and bundles -> (method, its config)."""
 
@@ -23,6 +25,8 @@ __all__ = [
     "FewShot",
     "Method",
     "Prediction",
+    "PromptAD",
+    "PromptADConfig",
     "Subject",
     "WinCLIP",
     "WinCLIPConfig",
