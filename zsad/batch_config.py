@@ -4,11 +4,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from zsad.bundle import check_words
 from zsad.errors import ConfigError
 from zsad.images import DecodeLimits
 from zsad.partition import PartitionTemplate
 from zsad.report.manifest import ListingOptions
 from zsad.report.paths import check_run_id
+from zsad.settings import parse_settings
 from zsad.storage import open_store
 
 
@@ -21,8 +23,11 @@ class BatchConfig:
         output: folder or s3:// prefix for reports, not inside the input.
         detector: bundle URL or folder, or BACKBONE[:METHOD].
         object: word for the product in prompts; empty: the bundle's.
+        defect_words: what a defect may be called, each word or phrase an argument of its own; none: the bundle's.
         normals: folder or prefix with normal images that set the thresholds, and that few-shot methods remember
             (winclip and alfa from 1 image on); empty: the bundle's thresholds.
+        prompts: prompt bank in JSON, for methods that read one (alfa); empty: the bundle's phrases.
+        settings: settings of the method that differ from the bundle's, as NAME=VALUE.
         include: only keys that match one of these globs.
         exclude: no keys that match one of these globs.
         limit: at most this many images; 0: all.
@@ -45,7 +50,10 @@ class BatchConfig:
     output: str
     detector: str = "nano"
     object: str = ""
+    defect_words: tuple[str, ...] = ()
     normals: str = ""
+    prompts: str = ""
+    settings: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     limit: int = 0
@@ -79,6 +87,9 @@ class BatchConfig:
         for name in ("limit", "size", "tiles", "num_scorers", "num_gpus_per_scorer"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+        if self.defect_words:
+            check_words(self.defect_words)
+        self.method_settings()
         if self.partition:
             PartitionTemplate(self.partition)
         if self.run_id:
@@ -88,6 +99,10 @@ class BatchConfig:
         """Which objects to list."""
         limit = self.limit or None
         return ListingOptions(include=self.include, exclude=self.exclude, limit=limit, rows_per_shard=rows_per_shard)
+
+    def method_settings(self) -> dict[str, Any]:
+        """`settings` by name."""
+        return parse_settings(self.settings)
 
     def template(self) -> PartitionTemplate | None:
         """The partition template, if any."""

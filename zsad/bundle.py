@@ -5,7 +5,7 @@ A bundle is a folder at any URL with `detector.json` (settings, calibration, pro
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "detector.json"
 TENSORS_FILE = "tensors.safetensors"
 SHIPPED = Path(__file__).parent / "nano"
-METHOD_NAMES = ("winclip", "faprompt", "dapo", "promptad")
+METHOD_NAMES = ("winclip", "alfa", "faprompt", "dapo", "promptad")
 DEFAULT_METHOD = "winclip"
 _MAX_BYTES = 2**31
 
@@ -89,9 +89,23 @@ class DetectorConfig:
 
 
 def _words(stored: Any) -> tuple[str, ...]:
-    if not isinstance(stored, list) or not stored or not all(isinstance(word, str) and word.strip() for word in stored):
+    if not isinstance(stored, list) or not all(isinstance(word, str) for word in stored):
         raise TypeError(f"defect_words must be a list of words, not {stored!r}")
-    return tuple(stored)
+    return check_words(stored)
+
+
+def check_words(words: Sequence[str]) -> tuple[str, ...]:
+    """A list of defect words as it is stored.
+
+    Raises:
+        ConfigError: if there is none, one is empty, or one comes twice.
+    """
+    if not words or not all(word.strip() for word in words):
+        raise ConfigError(f"the defect words {list(words)} can't be used: give at least one, and none of them empty")
+    twice = next((word for index, word in enumerate(words) if word in words[:index]), None)
+    if twice is not None:
+        raise ConfigError(f"the defect word {twice!r} is given twice; give every word once")
+    return tuple(words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ cut into tiles), (h, w) patch grid, P = h * w.
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -21,15 +21,27 @@ from numpy.typing import NDArray
 
 from zsad import calibration, few_shot, regions
 from zsad.backbone import load_backbone
-from zsad.bundle import BundleRef, DetectorConfig, ModelRef, parse_ref, read_config, read_tensors, write_bundle
+from zsad.bundle import (
+    BundleRef,
+    DetectorConfig,
+    ModelRef,
+    check_words,
+    parse_ref,
+    read_config,
+    read_tensors,
+    write_bundle,
+)
+from zsad.datasets.normals import procedural_normals
 from zsad.defect_types import OwnTyping, SharedTyping, Typing, encode_words
 from zsad.errors import ConfigError, ModelError
 from zsad.finding import Finding
 from zsad.images import Preprocess
 from zsad.methods import METHODS, FewShot, Method, Prediction, Subject
 from zsad.methods.memory import is_remembered
+from zsad.prompts.bank import read_bank
 from zsad.prompts.ensemble import DEFECT_WORDS
 from zsad.regions import Region
+from zsad.settings import with_bank, with_settings
 from zsad.tiling import check_patches, retiled, tiled
 
 __all__ = ["Detector", "Finding", "load_detector", "procedural_normals"]
@@ -37,10 +49,6 @@ __all__ = ["Detector", "Finding", "load_detector", "procedural_normals"]
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
-CALIBRATION_IMAGES = 256
-_MIN_CALIBRATION_IMAGES = 64
-_FULL_COUNT_PX = 448
-_CALIBRATION_SEED = 20_000
 
 
 class Detector:
@@ -256,12 +264,15 @@ class Detector:
         return found, typing.of_image(weights or [top_patch])
 
 
-def load_detector(
+def load_detector(  # noqa: PLR0913 - all but the reference by name; each changes one thing
     ref: str = "nano",
     *,
     device: str | None = None,
     object_name: str | None = None,
+    defect_words: Sequence[str] | None = None,
     normals: Iterable[NDArray[np.uint8]] | None = None,
+    prompts: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     batch_size: int = BATCH_SIZE,
     size: int | None = None,
     tiles: int | None = None,
@@ -271,9 +282,12 @@ def load_detector(
     Args:
         ref: bundle URL or folder, or `BACKBONE[:METHOD]` (`nano`, a folder, open_clip's NAME/PRETRAINED).
         device: torch device; None: the first GPU if there is one, else the CPU.
-        object_name: the word for prompts; None: the bundle's, or "object".
+        object_name: the word for prompts; None: the prompt bank's, the bundle's, or "object".
+        defect_words: what a defect may be called; None: the bundle's, or a list of common ones.
         normals: normal images to calibrate on, which few-shot methods remember too (`Detector.with_normals`); None: the
             stored calibration, or procedural images where none fits.
+        prompts: URL of a prompt bank (`zsad.prompts.bank`), for methods that read one; None: the bundle's phrases.
+        settings: of the method, those that differ from the bundle's.
         batch_size: images per forward pass; the shape is always this, so it can change the last bits of scores.
         size: side of the model's input, px; None: the bundle's. Position embeddings are interpolated.
         tiles: per side of the image (`zsad.tiling`), 1 for none; None: the bundle's.
@@ -291,8 +305,15 @@ def load_detector(
         config, tensors = _fresh_config(parsed, device), {}
     if config.method not in METHODS:
         raise ModelError(f"{ref}: unknown method {config.method!r}; this zsad has {', '.join(METHODS)}")
+    settings_class = METHODS[config.method][1]
+    if prompts is not None:
+        config = with_bank(config, read_bank(prompts), settings_class)
+    if settings:
+        config = with_settings(config, settings, settings_class)
     if object_name and object_name != config.object_name:
         config = replace(config, object_name=object_name, calibration=None)
+    if defect_words is not None:
+        config = _reworded(config, check_words(defect_words))
     if size is not None or tiles is not None:
         config = _resized(config, device, size, tiles)
     detector = Detector(config, tensors, device=device, batch_size=batch_size)
@@ -300,29 +321,13 @@ def load_detector(
         return detector.with_normals(normals, source="normal images given by the user")
     if config.calibration is None and is_remembered(tensors):
         raise ConfigError(
-            f"{ref} remembers normal images of {config.object_name!r} and was asked for something it has no thresholds "
-            "for (another object, size or tiling); give its normal images anew (--normals)"
+            f"{ref} remembers normal images, but what was asked of it (another object, other prompts, settings, size "
+            "or tiling) makes its thresholds void; give the normal images anew (--normals)"
         )
     if config.calibration is None:
         log.info("%s: no stored calibration for %r; fitting on procedural images", ref, config.object_name)
         return detector.calibrated(procedural_normals(config.preprocess.size), source="procedural normal images")
     return detector
-
-
-def procedural_normals(size: int, count: int | None = None) -> Iterable[NDArray[np.uint8]]:
-    """Normal procedural images (size, size, 3) that no training has seen, always the same.
-
-    Args:
-        size: side, px.
-        count: None: 256 up to 448 px; fewer of larger ones, so that drawing costs the same, but at least 64.
-    """
-    from zsad.datasets.synthetic import SyntheticConfig, generate
-
-    config = SyntheticConfig(size=size, anomaly_share=0.0)
-    if count is None:
-        fit = CALIBRATION_IMAGES * _FULL_COUNT_PX**2 // size**2
-        count = min(CALIBRATION_IMAGES, max(_MIN_CALIBRATION_IMAGES, fit))
-    return (generate(_CALIBRATION_SEED, index, config).image for index in range(count))
 
 
 def _fresh_config(ref: ModelRef, device: str) -> DetectorConfig:
@@ -337,6 +342,13 @@ def _fresh_config(ref: ModelRef, device: str) -> DetectorConfig:
         object_name="object",
         defect_words=DEFECT_WORDS,
     )
+
+
+def _reworded(config: DetectorConfig, words: tuple[str, ...]) -> DetectorConfig:
+    """`config` with other defect words, uncalibrated if its method's scores change with them (not with their order)."""
+    depends = getattr(METHODS[config.method][0], "scores_depend_on_words", False)
+    is_valid = not depends or set(words) == set(config.defect_words)
+    return replace(config, defect_words=words, calibration=config.calibration if is_valid else None)
 
 
 def _resized(config: DetectorConfig, device: str, size: int | None, tiles: int | None) -> DetectorConfig:

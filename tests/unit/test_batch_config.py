@@ -16,6 +16,8 @@ CONFIG = BatchConfig(input="in", output="out")
     [
         ({"input": ""}, "--input is empty"),
         ({"output": "  "}, "--output is empty"),
+        ({"defect_words": ("dent", "")}, r"defect words \['dent', ''\] can't be used"),
+        ({"defect_words": ("dent", "dent")}, "'dent' is given twice"),
         ({"maps": "some"}, "--maps 'some': choose none, anomalous or all"),
         ({"threshold": 1.0}, "--threshold 1.0"),
         ({"threshold": -0.1}, "--threshold -0.1"),
@@ -23,6 +25,7 @@ CONFIG = BatchConfig(input="in", output="out")
         ({"max_error_share": -0.1}, "--max-error-share -0.1"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"limit": -1}, "--limit -1"),
+        ({"settings": ("dense",)}, "setting 'dense': write NAME=VALUE"),
         ({"size": -1}, "--size -1"),
         ({"tiles": -1}, "--tiles -1"),
         ({"num_scorers": -1}, "--num-scorers -1"),
@@ -39,6 +42,12 @@ def test_values_out_of_range_are_refused_by_name(change, words):
 @pytest.mark.parametrize("change", [{"max_error_share": 0.0}, {"max_error_share": 1.0}, {"threshold": 0.999}])
 def test_the_ends_of_ranges_are_allowed(change):
     assert replace(CONFIG, **change)
+
+
+def test_settings_by_name():
+    config = replace(CONFIG, settings=("dense=windows", "temperature=0.01"))
+    assert config.method_settings() == {"dense": "windows", "temperature": 0.01}
+    assert CONFIG.method_settings() == {}
 
 
 def test_listing_and_template():

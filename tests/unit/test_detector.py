@@ -13,10 +13,11 @@ from safetensors.torch import save
 from zsad import detector as module
 from zsad.bundle import CONFIG_FILE, TENSORS_FILE
 from zsad.calibration import Scale
-from zsad.detector import Detector, Finding, load_detector, procedural_normals
+from zsad.detector import Detector, Finding, load_detector
 from zsad.errors import ConfigError, ModelError
 from zsad.images import Preprocess, Tiling
 from zsad.methods import Prediction, WinCLIP, WinCLIPConfig
+from zsad.prompts.bank import Phrase, PromptBank, write_bank
 from zsad.regions import upsample
 
 
@@ -291,16 +292,23 @@ def test_another_object_is_calibrated_anew(saved, few_procedural, tiny_detector)
     assert few_procedural == [32]
 
 
+def test_other_words_keep_the_calibration_of_scores_that_do_not_hear_them(saved, few_procedural, tiny_detector, images):
+    found = load_detector(saved(), device="cpu", defect_words=["hole", "missing part"], batch_size=4)
+    assert few_procedural == []
+    assert found.config == replace(tiny_detector.config, defect_words=("hole", "missing part"))
+    before, after = (d.with_threshold(0.0001).inspect(images) for d in (tiny_detector, found))
+    assert [f.score for f in before] == [f.score for f in after]
+    assert all(set(f.defect_scores) == {"hole", "missing part"} for f in after)
+
+
+@pytest.mark.parametrize("words", [[], ["hole", ""], ["hole", "hole"]])
+def test_word_lists_that_can_not_be_used_are_refused(saved, words):
+    with pytest.raises(ConfigError, match="defect word"):
+        load_detector(saved(), device="cpu", defect_words=words)
+
+
 def test_all_detectors_share_one_backbone(tiny_folder, tiny_detector, few_procedural):
     assert load_detector(str(tiny_folder), device="cpu").backbone is tiny_detector.backbone
-
-
-def test_procedural_normals_are_always_the_same():
-    first, again = (np.stack(list(procedural_normals(32, 2))) for _ in range(2))
-    assert first.shape == (2, 32, 32, 3)
-    assert first.dtype == np.uint8
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first[0], first[1])
 
 
 # Resolution
@@ -371,19 +379,6 @@ def test_tiled_regions_lie_on_the_finer_grid(in_tiles, images):
     assert detector._finding(replace(prediction, map_Bhw=hot * 0.55), 0, (112, 56)).regions == []  # a part of a patch
 
 
-def test_fewer_procedural_normals_of_large_squares(monkeypatch):
-    """Drawing costs by the pixel; counts by hand: 256 * 448^2 / 608^2 = 138.99."""
-    from zsad.datasets import synthetic
-
-    class Drawn:
-        image = None
-
-    monkeypatch.setattr(synthetic, "generate", lambda *_: Drawn)
-    counts = {size: len(list(procedural_normals(size))) for size in (32, 448, 608, 1568)}
-    assert counts == {32: 256, 448: 256, 608: 138, 1568: 64}
-    assert len(list(procedural_normals(1568, 5))) == 5
-
-
 def test_a_backbone_of_other_weights_is_noticed(tiny_config, tmp_path):
     other = tiny_model.write_folder(tmp_path, tiny_model.random_model(seed=1))
     with pytest.raises(ModelError, match="install the same ones or make the bundle anew"):
@@ -447,7 +442,7 @@ def test_a_memory_comes_back_from_the_bundle(tiny_config, images, tmp_path):
 def test_a_memory_without_thresholds_is_refused(tiny_config, images, tmp_path, few_procedural):
     """Procedural images are strangers to a memory: thresholds from them would let everything pass."""
     Detector(tiny_config, {}, batch_size=4).with_normals(images, source="x").save(str(tmp_path / "bundle"))
-    with pytest.raises(ConfigError, match="give its normal images anew"):
+    with pytest.raises(ConfigError, match="give the normal images anew"):
         load_detector(str(tmp_path / "bundle"), device="cpu", object_name="cable")
     assert few_procedural == []
     found = load_detector(str(tmp_path / "bundle"), device="cpu", object_name="cable", normals=images)
@@ -464,3 +459,69 @@ def test_methods_that_can_not_remember_only_calibrate(tiny_config, monkeypatch, 
     assert dict(found.method.tensors) == {}
     with pytest.raises(ConfigError, match="at least 8"):
         Detector(tiny_config, {}, batch_size=4).with_normals(images[:7], source="x")
+
+
+# Prompts and settings of the method
+
+
+@pytest.fixture
+def bank(tmp_path):
+    """A prompt bank for a cable; returns its address."""
+    phrases = (Phrase(text="an even {0} coat", side="normal"), Phrase(text="a nick", side="abnormal"))
+    write_bank(str(tmp_path / "cable.json"), PromptBank(object_name="cable", phrases=phrases))
+    return str(tmp_path / "cable.json")
+
+
+def alfa_over(folder, bank, **changes):
+    return load_detector(f"{folder}:alfa", device="cpu", prompts=bank, batch_size=4, **changes)
+
+
+@pytest.mark.parametrize("aligner", ["patch_only", "ridge"])
+def test_alfa_comes_back_from_its_bundle_with_its_phrases(tiny_folder, bank, few_procedural, images, tmp_path, aligner):
+    made = alfa_over(tiny_folder, bank, settings={"aligner": aligner, "mode": "topk"})
+    assert made.config.object_name == "cable"
+    assert made.config.settings == {
+        "normal": ["an even {0} coat"],
+        "abnormal": ["a nick"],
+        "aligner": aligner,
+        "mode": "topk",
+    }
+    made.save(str(tmp_path / "bundle"))
+    loaded = load_detector(str(tmp_path / "bundle"), device="cpu", batch_size=4)
+    assert loaded.config == made.config
+    found, again = made.inspect(images), loaded.inspect(images)
+    assert all_same(found, again)
+    assert [f.explanation for f in found] == [f.explanation for f in again]
+    prompts = {prompt for f in found for prompt, _, _ in f.explanation}
+    assert {"cable with an even {0} coat", "cable with a nick"} <= set(loaded.method.prompts)
+    assert prompts <= set(loaded.method.prompts)
+    assert all(len(f.explanation) == 6 for f in found)
+
+
+def test_alfa_remembers_normals_and_comes_back(tiny_folder, bank, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DEFECT_WORDS", ("scratch", "dent"))
+    made = alfa_over(tiny_folder, bank, normals=images[:3])
+    assert made.config.calibration.num_normals == 3
+    made.save(str(tmp_path / "bundle"))
+    loaded = load_detector(str(tmp_path / "bundle"), device="cpu", batch_size=4)
+    assert all_same(loaded.inspect(images), made.inspect(images))
+
+
+def test_an_object_by_name_wins_over_the_banks(tiny_folder, bank, few_procedural):
+    assert alfa_over(tiny_folder, bank, object_name="wire").config.object_name == "wire"
+
+
+def test_a_bank_for_a_method_that_reads_none_is_refused(tiny_folder, bank, few_procedural):
+    with pytest.raises(ConfigError, match="method winclip reads no prompt bank"):
+        load_detector(str(tiny_folder), device="cpu", prompts=bank)
+    assert few_procedural == []
+
+
+def test_settings_by_name_change_the_method_and_the_thresholds(saved, few_procedural, tiny_detector, images):
+    found = load_detector(saved(), device="cpu", settings={"dense": "windows", "map_weight": 0.0}, batch_size=4)
+    assert few_procedural == [32]
+    assert found.config.settings == {"dense": "windows", "map_weight": 0.0}
+    before, after = (d.inspect(images[:1])[0] for d in (tiny_detector, found))
+    assert before.raw_score != after.raw_score
+    with pytest.raises(ConfigError, match="no setting 'colour'"):
+        load_detector(saved(), device="cpu", settings={"colour": 1})

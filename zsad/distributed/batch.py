@@ -124,7 +124,7 @@ def _check(config: BatchConfig) -> tuple[Store, Store]:
         StorageError: if the input can't be listed or the output not be written.
     """
     if is_submitted_job():
-        for name in ("input", "output", "normals"):
+        for name in ("input", "output", "normals", "prompts"):
             url = getattr(config, name)
             if url and not absolute(url):
                 raise ConfigError(

@@ -35,6 +35,9 @@ def dry_run(config: BatchConfig, source: Store) -> str:
     detector = load_detector(
         config.detector,
         object_name=config.object or None,
+        defect_words=config.defect_words or None,
+        prompts=config.prompts or None,
+        settings=config.method_settings(),
         batch_size=config.batch_size,
         size=config.size or None,
         tiles=config.tiles or None,

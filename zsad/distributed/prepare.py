@@ -40,7 +40,8 @@ def prepare_detector(config: BatchConfig) -> Prepared:
     prepared = None
     if isinstance(ref, BundleRef):
         stored = read_config(ref.url)
-        if stored.calibration and not config.normals and _is_as_asked(stored, config):
+        changes = config.normals or config.prompts or config.settings
+        if stored.calibration and not changes and _is_as_asked(stored, config):
             prepared = Prepared(stored, read_tensors(ref.url))
     if prepared is None:
         log.info("preparing detector %s (prompts, calibration)", config.detector)
@@ -54,9 +55,10 @@ def prepare_detector(config: BatchConfig) -> Prepared:
 
 
 def _is_as_asked(stored: DetectorConfig, config: BatchConfig) -> bool:
-    """Whether a bundle already has the object and the resolution of a run."""
+    """Whether a bundle already has the object, the defect words and the resolution of a run."""
     pairs = (
         (config.object, stored.object_name),
+        (config.defect_words, stored.defect_words),
         (config.size, stored.preprocess.view_px),
         (config.tiles, stored.preprocess.tiles_per_side),
     )
@@ -71,7 +73,10 @@ def _load_remotely(config: BatchConfig) -> Prepared:
     detector = load_detector(
         config.detector,
         object_name=config.object or None,
+        defect_words=config.defect_words or None,
         normals=normals,
+        prompts=config.prompts or None,
+        settings=config.method_settings(),
         batch_size=config.batch_size,
         size=config.size or None,
         tiles=config.tiles or None,

@@ -39,12 +39,9 @@ def make_shipped_bundle() -> Detector:
         stale.unlink()
     source = f"{CALIBRATION_NORMALS:,} procedural normal images"
     size = load_backbone("nano").image_size
-    fitted = load_detector("nano:winclip", device="cpu", normals=procedural_normals(size, CALIBRATION_NORMALS)).config
-    assert fitted.calibration is not None  # noqa: S101 - just fitted; for the type checker
-    config = replace(
-        fitted, calibration=replace(fitted.calibration, source=source), provenance={"code_version": __version__}
-    )
-    detector = Detector(config, {})
+    bare = load_detector("nano:winclip", device="cpu")  # not its `normals`: those would be remembered
+    fitted = bare.calibrated(procedural_normals(size, CALIBRATION_NORMALS), source=source)
+    detector = Detector(replace(fitted.config, provenance={"code_version": __version__}), {})
     detector.save(str(SHIPPED_WINCLIP))
     return detector
 

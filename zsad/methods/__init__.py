@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from zsad.methods.alfa import Alfa, AlfaConfig
 from zsad.methods.base import FewShot, Method, Prediction, Subject
 from zsad.methods.dapo import DAPO, DAPOConfig
 from zsad.methods.faprompt import FAPrompt, FAPromptConfig
@@ -10,6 +11,7 @@ from zsad.methods.winclip import WinCLIP, WinCLIPConfig
 
 METHODS: dict[str, tuple[Any, Any]] = {
     "winclip": (WinCLIP, WinCLIPConfig),
+    "alfa": (Alfa, AlfaConfig),
     "faprompt": (FAPrompt, FAPromptConfig),
     "dapo": (DAPO, DAPOConfig),
     "promptad": (PromptAD, PromptADConfig),
@@ -18,6 +20,8 @@ METHODS: dict[str, tuple[Any, Any]] = {
 
 __all__ = [
     "METHODS",
+    "Alfa",
+    "AlfaConfig",
     "DAPO",
     "DAPOConfig",
     "FAPrompt",

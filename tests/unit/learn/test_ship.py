@@ -82,3 +82,4 @@ def test_the_shipped_bundle_is_calibrated_and_loads(as_nano):
     assert loaded.config == made.config
     assert loaded.config.calibration.num_normals == 12
     assert loaded.config.calibration.source == "12 procedural normal images"
+    assert dict(loaded.method.tensors) == {}  # procedural images are nobody's product: nothing is remembered
