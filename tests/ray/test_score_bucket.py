@@ -311,6 +311,19 @@ def test_normal_images_and_the_object_name_are_in_the_stored_detector(scored, tm
     assert all(row["raw_score"] != old[key]["raw_score"] for key, row in rows.items())
 
 
+def test_other_defect_words_name_the_same_anomalies(scored, tmp_path):
+    output = tmp_path / "report"
+    score_bucket(config_for(scored.folder, output, include=("line1/cam1/00*",), defect_words=("hole", "missing part")))
+    rows = rows_by_key(scored.folder, output)
+    anomalies = {key: row for key, row in rows.items() if row["is_anomaly"]}
+    assert anomalies
+    assert all(
+        [entry["name"] for entry in row["defect_scores"]] == ["hole", "missing part"] for row in anomalies.values()
+    )
+    assert all(row["defect_type"] in ("hole", "missing part", "unknown") for row in anomalies.values())
+    assert {key: row["score"] for key, row in rows.items()} == {key: scored.rows[key]["score"] for key in rows}
+
+
 def test_one_normal_image_is_remembered(scored, tmp_path):
     normals, output = tmp_path / "normals", tmp_path / "report"
     normals.mkdir()

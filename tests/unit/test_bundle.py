@@ -14,6 +14,7 @@ from zsad.bundle import (
     BundleRef,
     DetectorConfig,
     ModelRef,
+    check_words,
     parse_ref,
     read_config,
     read_tensors,
@@ -129,6 +130,8 @@ def test_the_description_is_written_last(tmp_path, monkeypatch):
         ({"preprocess": None}, "not a detector description"),
         ({"calibration": {"image": {}}}, "not a calibration"),
         ({"defect_words": None}, "not a detector description"),
+        ({"defect_words": [7]}, "must be a list of words"),
+        ({"defect_words": ["dent", "dent"]}, "'dent' is given twice"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -180,6 +183,19 @@ def test_the_fingerprint_notices_what_changes_results(change):
 
 def test_the_fingerprint_ignores_provenance():
     assert replace(CONFIG, provenance={}).fingerprint() == CONFIG.fingerprint()
+
+
+def test_words_are_kept_in_order():
+    assert check_words(["hole", "missing part"]) == ("hole", "missing part")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [((), "at least one"), (("dent", " "), "none of them empty"), (("dent", "hole", "dent"), "'dent' is given twice")],
+)
+def test_word_lists_that_can_not_be_used(words, message):
+    with pytest.raises(ConfigError, match=message):
+        check_words(words)
 
 
 def test_descriptions_are_read_without_torch():

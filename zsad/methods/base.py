@@ -52,7 +52,9 @@ class Prediction:
 class Method(Protocol):
     """A detector's heart.
 
-    `config` is the method's frozen dataclass, `tensors` what must be stored beside it to rebuild the method.
+    `config` is the method's frozen dataclass, `tensors` what must be stored beside it to rebuild the method. If scores,
+    not only types, change with the list of defect words, the class says `scores_depend_on_words = True`: a calibration
+    of it holds for one list.
     """
 
     config: Any

@@ -101,6 +101,8 @@ class TowerSizes:
 class DAPO:
     """The method over one backbone, for one list of defect words."""
 
+    scores_depend_on_words = True
+
     def __init__(
         self, config: DAPOConfig, backbone: Backbone, subject: Subject, tensors: Mapping[str, Tensor] | None = None
     ) -> None:

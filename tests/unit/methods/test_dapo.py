@@ -435,9 +435,25 @@ def test_a_bundle_of_it_finds_the_same_bit_for_bit(detector, tmp_path):
     loaded = load_detector(str(tmp_path), device="cpu", batch_size=4)
     assert loaded.config == detector.config
     for found, expected in zip(loaded.inspect(images), detector.inspect(images), strict=True):
-        assert (found.raw_score, found.score, found.defect_type) == (
-            expected.raw_score,
-            expected.score,
-            expected.defect_type,
-        )
+        assert (found.raw_score, found.score) == (expected.raw_score, expected.score)
+        assert (found.defect_type, found.defect_scores) == (expected.defect_type, expected.defect_scores)
         np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+
+
+def test_a_calibration_holds_for_one_word_list(detector, tmp_path):
+    """Another list is calibrated anew; the same in another order is not."""
+    from zsad.detector import load_detector
+
+    normals = list(np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    detector.save(str(tmp_path))
+    turned = load_detector(str(tmp_path), device="cpu", defect_words=WORDS[::-1])
+    assert turned.config.defect_words == WORDS[::-1]
+    assert turned.config.calibration == detector.config.calibration
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zsad.detector.procedural_normals", lambda _size: normals)
+        other = load_detector(str(tmp_path), device="cpu", defect_words=["hole"])
+    assert other.config.calibration.source == "procedural normal images"
+    assert other.config.calibration.image != detector.config.calibration.image
+    alarmed = other.with_threshold(0.001).inspect(normals[:1])[0]
+    assert alarmed.defect_scores == {"hole": 1.0}
+    assert alarmed.defect_type == "hole"
