@@ -1,17 +1,15 @@
 """Pre-train the embedded backbone `nano` from scratch on procedural defect images.
 
-Four losses on one pass, all in the joint space of images and texts:
+Stages follow each other: the vision tower against prototypes at 112 px (small inputs buy four times as many samples for
+the same time), then at 224 px; the text tower against those prototypes; at last both together (see `nano_losses`).
+Matrices of the blocks are trained by Muon, which here needs about half of AdamW's samples; all else by AdamW. Every
+stage warms up, stays at its rate and falls to zero over its last part, so that a stage can be made longer without
+changing what came before. Everything random derives from (seed, step) and the optimisers' state is saved, so training
+stopped anywhere goes on bit for bit.
 
-- captions: symmetric contrastive loss with several positives, captions that mean the same are never negatives;
-- state: the image embedding between normal and abnormal ensembles, as the zero-shot image score asks it;
-- dense: every patch token of the value-value path between the same ensembles, as the anomaly map asks it;
-- type: defective patch tokens among the defect words.
-
-Stages grow the input (112 px, then 224 px): small inputs buy four times as many samples for the same time. Everything
-random derives from (seed, step) and the optimiser's state is saved, so training stopped anywhere goes on bit for bit.
-
-Legend: B images, P patches, D joint width, T texts, G groups.
-Cost: about 70 samples/s at 112 px and 22 at 224 px on two CPU cores; see docs/nano.md for the recipe and its figures.
+Legend: B images, P patches, D joint width.
+Cost: about 90 samples/s at 112 px and 25 at 224 px on two CPU cores; see docs/nano.md for the recipe and its figures.
+Source: Muon (K. Jordan 2024, as in torch.optim), the rest is zsad's own.
 """
 
 import json
@@ -21,26 +19,24 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from zsad.backbone import text, vision
+from zsad.backbone import vision
 from zsad.backbone.load import CONFIG_FILE, WEIGHTS_FILE, build
-from zsad.datasets.synthetic import DEFECTS, SyntheticConfig
 from zsad.errors import ConfigError
 from zsad.learn import wording
 from zsad.learn.initial import initialise_vision
+from zsad.learn.nano_losses import Prototypes, joint_losses, text_losses, vision_losses, vocabulary
 from zsad.learn.pool import Batch, Pool, draw_batch, open_pool
+from zsad.learn.styles import training_styles
 
 log = logging.getLogger(__name__)
 
@@ -51,33 +47,55 @@ MODEL_CFG: dict[str, Any] = {
 }
 VV_START = 5  # the last block: a shallow tower needs all its MLPs on the way to a patch token
 PREPROCESS_CFG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
-TEMPERATURE = 0.07
-COVERED = 0.05  # a patch counts as defective from this share on; a thinner sliver is neither
+BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stretch of training at one input size."""
+    """One stretch of training.
 
+    Attributes:
+        kind: which parts learn: the vision tower against prototypes, the text tower against them, or both towers.
+        size: input side, px.
+        min_window, max_window: side of the windows that are cut out of scenes and resized to `size`, px.
+        batch_size: images, half of them clean twins.
+        steps: optimiser steps.
+        learning_rate: of the flat part; the warm-up before it counts `PretrainConfig.warmup_steps`.
+        decay: share of the steps, at the end, over which the rate falls to zero.
+    """
+
+    kind: Literal["vision", "text", "joint"] = "vision"
     size: int
     min_window: int
     max_window: int
     batch_size: int
     steps: int
+    learning_rate: float = 2e-3
+    decay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """The whole recipe; stored beside the weights."""
+    """The whole recipe; stored beside the checkpoint."""
 
     seed: int = 0
-    pool_scenes: int = 8_000
+    pool_scenes: int = 10_000
     stages: tuple[Stage, ...] = (
-        Stage(size=112, min_window=96, max_window=144, batch_size=64, steps=1400),
-        Stage(size=224, min_window=192, max_window=224, batch_size=32, steps=920),
+        Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=3000),
+        Stage(size=224, min_window=144, max_window=224, batch_size=32, steps=1500, decay=0.4),
+        Stage(kind="text", size=224, min_window=144, max_window=224, batch_size=32, steps=800, decay=0.5),
+        Stage(
+            kind="joint",
+            size=224,
+            min_window=144,
+            max_window=224,
+            batch_size=32,
+            steps=300,
+            learning_rate=4e-4,
+            decay=1,
+        ),
     )
-    learning_rate: float = 1.2e-3
-    warmup_steps: int = 100
+    warmup_steps: int = 60
     weight_decay: float = 0.05
     checkpoint_every: int = 100
 
@@ -89,21 +107,50 @@ class PretrainConfig:
                 raise ConfigError(
                     f"{stage}: size must be a multiple of {patch} px, batch_size even, both counts at least 1"
                 )
-        if not 0 < self.learning_rate < 1 or self.warmup_steps < 0:
-            raise ConfigError("learning_rate must lie in (0, 1) and warmup_steps must not be negative")
+            if not 0 < stage.learning_rate < 1 or not 0 <= stage.decay <= 1:
+                raise ConfigError(f"{stage}: learning_rate must lie in (0, 1) and decay in [0, 1]")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}; it must not be negative")
 
     @property
     def total_steps(self) -> int:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
-    def stage_of(self, step: int) -> Stage:
-        """The stage that 0-based `step` belongs to."""
-        for stage in self.stages:
+    def place(self, step: int) -> tuple[int, int]:
+        """The stage that 0-based `step` belongs to, and the step within it."""
+        for index, stage in enumerate(self.stages):
             if step < stage.steps:
-                return stage
+                return index, step
             step -= stage.steps
         raise IndexError(f"step {step} lies behind the last stage")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of 0-based `step`."""
+        index, inner = self.place(step)
+        stage = self.stages[index]
+        warm = min(1.0, (inner + 1) / max(1, self.warmup_steps))
+        left = (stage.steps - inner) / max(1.0, stage.decay * stage.steps)
+        return stage.learning_rate * min(warm, left, 1.0)
+
+
+class Trainee(nn.Module):
+    """The model and the prototypes it learns against at first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.prototypes = Prototypes(int(MODEL_CFG["embed_dim"]))
+
+    def learning(self, kind: str) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that a stage of this kind changes."""
+
+        def learns(name: str) -> bool:
+            if name.startswith("prototypes."):
+                return kind == "vision"
+            return kind == "joint" or (name.startswith("model.visual.") == (kind == "vision"))
+
+        return [(name, parameter) for name, parameter in self.named_parameters() if learns(name)]
 
 
 def pretrain(config: PretrainConfig, work: Path, output: Path) -> None:
@@ -117,42 +164,76 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> None:
     Raises:
         ConfigError: if `work` holds a checkpoint of another recipe.
     """
-    pool = open_pool(work / "twins", num_scenes=config.pool_scenes, seed=config.seed, config=SyntheticConfig())
+    pool = open_pool(work / "pool", num_scenes=config.pool_scenes, seed=config.seed, config=training_styles())
     torch.manual_seed(config.seed)
-    model = build(MODEL_CFG)
-    initialise_vision(model.visual, pool, np.random.default_rng([config.seed, 0]))
-    optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), betas=(0.9, 0.98))
-    start = _resume(model, optimiser, config, work)
+    trainee = Trainee(build(MODEL_CFG))
+    initialise_vision(trainee.model.visual, pool, np.random.default_rng([config.seed, 0]))
+    start, state = _resume(trainee, config, work)
     bar = tqdm(range(start, config.total_steps), initial=start, total=config.total_steps, unit="step")
     began = time.monotonic()
+    optimisers: list[torch.optim.Optimizer] = []
     for step, inputs in zip(bar, _prepared(pool, config, start), strict=True):
-        losses = train_step(model, optimiser, inputs, config, step)
+        if not optimisers or config.place(step)[1] == 0:
+            optimisers = _optimisers(trainee, config, step, state)
+        losses = train_step(trainee, optimisers, inputs, config, step)
         if step % 20 == 0:
             bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
             line = {"step": step, "seconds": round(time.monotonic() - began, 1), **losses}
             with (work / "log.jsonl").open("a") as log_file:
                 log_file.write(json.dumps(line) + "\n")
-        if (step + 1) % config.checkpoint_every == 0:
-            _save_checkpoint(model, optimiser, config, step + 1, work)
-    export(model, output)
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.total_steps:
+            _save_checkpoint(trainee, optimisers, config, step + 1, work)
+    export(trainee.model, output)
 
 
 def train_step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    trainee: Trainee,
+    optimisers: list[torch.optim.Optimizer],
     inputs: tuple[Batch, wording.Wording],
     config: PretrainConfig,
     step: int,
 ) -> dict[str, float]:
     """One optimiser step; returns the loss terms."""
-    for group in optimiser.param_groups:
-        group["lr"] = _learning_rate(config, step)
-    terms = losses_of(model, *inputs)
-    optimiser.zero_grad(set_to_none=True)
+    stage = config.stages[config.place(step)[0]]
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = config.rate(step)
+    terms = losses_of(trainee, stage.kind, *inputs)
+    trainee.zero_grad(set_to_none=True)
     torch.autograd.backward(torch.stack(list(terms.values())).sum())
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
+    nn.utils.clip_grad_norm_([parameter for _, parameter in trainee.learning(stage.kind)], 1.0)
+    for optimiser in optimisers:
+        optimiser.step()
     return {name: round(float(term.detach()), 5) for name, term in terms.items()}
+
+
+def losses_of(trainee: Trainee, kind: str, batch: Batch, words: wording.Wording) -> dict[str, Tensor]:
+    """The loss terms of one batch in a stage of `kind`, each a scalar with its weight applied."""
+    directions = trainee.prototypes.directions()
+    if kind == "text":
+        fixed = (directions[0].detach(), directions[1].detach())
+        return text_losses(trainee.model, fixed, words, batch.defects)
+    image_BD, patches_BPD = encode_pixels(trainee.model, batch.pixels_BHWC)
+    if kind == "vision":
+        return vision_losses(image_BD, patches_BPD, directions, batch)
+    return joint_losses(trainee.model, image_BD, patches_BPD, batch, words)
+
+
+def encode_pixels(model: Any, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit-length image embeddings (B, D) and value-value patch tokens (B, P, D), with gradients."""
+    mean, std = (torch.tensor(PREPROCESS_CFG[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    x_BCHW = (pixels_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    streams = vision.run_blocks(model.visual, vision.embed(model.visual, x_BCHW), vv_start=VV_START)
+    return vision.to_joint(model.visual, streams.h_BNW[:, 0]), vision.to_joint(model.visual, streams.z_BNW[:, 1:])
+
+
+def export(model: nn.Module, output: Path) -> None:
+    """Write the backbone folder: config and fp16 weights."""
+    output.mkdir(parents=True, exist_ok=True)
+    own = {"vv_start": VV_START, "words": sorted(wording.taught_words())}
+    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG, "zsad": own}
+    (output / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    save_file({key: tensor.half().contiguous() for key, tensor in model.state_dict().items()}, output / WEIGHTS_FILE)
 
 
 def _prepared(pool: Pool, config: PretrainConfig, start: int) -> Iterator[tuple[Batch, wording.Wording]]:
@@ -170,7 +251,7 @@ def _prepared(pool: Pool, config: PretrainConfig, start: int) -> Iterator[tuple[
 def _prepare(pool: Pool, config: PretrainConfig, step: int) -> tuple[Batch, wording.Wording]:
     """What one step trains on; derives from (seed, step) alone."""
     rng = np.random.default_rng([config.seed, 1, step])
-    stage = config.stage_of(step)
+    stage = config.stages[config.place(step)[0]]
     batch = draw_batch(
         pool,
         rng,
@@ -179,167 +260,58 @@ def _prepare(pool: Pool, config: PretrainConfig, step: int) -> tuple[Batch, word
         windows=(stage.min_window, stage.max_window),
         patch_size=int(MODEL_CFG["vision_cfg"]["patch_size"]),
     )
-    return batch, wording.write(rng, batch.kinds, batch.defects, _vocabulary())
+    return batch, wording.write(rng, batch.kinds, batch.defects, vocabulary())
 
 
-def losses_of(model: Any, batch: Batch, words: wording.Wording) -> dict[str, Tensor]:
-    """The four loss terms of one batch, each a scalar with its weight applied."""
-    image_BD, patches_BPD = encode_pixels(model, batch.pixels_BHWC)
-    tokens_TL = _tokenizer()(words.texts)
-    texts_TD = F.normalize(text.encode_tokens(model, tokens_TL), dim=-1)
-    positives_BC = torch.from_numpy(words.positives_BC)
-    scale = model.logit_scale.exp().clamp(max=50)
-    captions = contrastive_loss(scale * image_BD @ texts_TD[: len(positives_BC)].T, positives_BC)
-    states_GB2D = torch.stack([*_shared_states(words, texts_TD, len(image_BD)), _own_states(words, texts_TD, batch)])
-    is_bad_B = torch.tensor([defect != "good" for defect in batch.defects])
-    defects_KD = torch.stack([_mean(texts_TD, rows) for rows in words.defects])
-    return {
-        "captions": captions,
-        "state": state_loss(image_BD, states_GB2D, is_bad_B),
-        "dense": 2 * dense_loss(patches_BPD, states_GB2D, batch.coverage_BP),
-        "type": 0.5 * type_loss(patches_BPD, defects_KD, batch),
-    }
-
-
-def encode_pixels(model: Any, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit-length image embeddings (B, D) and value-value patch tokens (B, P, D), with gradients."""
-    mean, std = (torch.tensor(PREPROCESS_CFG[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    x_BCHW = (pixels_BHWC.permute(0, 3, 1, 2).float() / 255 - mean) / std
-    streams = vision.run_blocks(model.visual, vision.embed(model.visual, x_BCHW), vv_start=VV_START)
-    return vision.to_joint(model.visual, streams.h_BNW[:, 0]), vision.to_joint(model.visual, streams.z_BNW[:, 1:])
-
-
-def contrastive_loss(logits_BC: Tensor, positives_BC: Tensor) -> Tensor:
-    """Symmetric contrastive loss in which every positive of a row or column shares the numerator."""
-
-    def one_way(logits: Tensor, positives: Tensor) -> Tensor:
-        among_positives = logits.masked_fill(~positives, float("-inf")).logsumexp(dim=-1)
-        return (logits.logsumexp(dim=-1) - among_positives).mean()
-
-    return (one_way(logits_BC, positives_BC) + one_way(logits_BC.T, positives_BC.T)) / 2
-
-
-def state_loss(image_BD: Tensor, states_GB2D: Tensor, is_bad_B: Tensor) -> Tensor:
-    """Cross-entropy of the image embedding between its normal and abnormal direction, mean over groups and images."""
-    logits_GB2 = torch.einsum("bd,gbsd->gbs", image_BD, states_GB2D) / TEMPERATURE
-    target_GB = is_bad_B.long().expand(len(states_GB2D), -1)
-    return F.cross_entropy(logits_GB2.flatten(0, 1), target_GB.flatten())
-
-
-def dense_loss(patches_BPD: Tensor, states_GB2D: Tensor, coverage_BP: Tensor) -> Tensor:
-    """Weighted binary cross-entropy plus dice of the patch probabilities against the mask.
-
-    Defective patches weigh five times as much, for they are rare; slivers under `COVERED` weigh nothing.
-    """
-    logits_GBP2 = torch.einsum("bpd,gbsd->gbps", patches_BPD, states_GB2D) / TEMPERATURE
-    margin_GBP = logits_GBP2[..., 1] - logits_GBP2[..., 0]
-    target = (coverage_BP >= COVERED).float()
-    weight = torch.where(target > 0, 5.0, (coverage_BP == 0).float())
-    bce = F.binary_cross_entropy_with_logits(margin_GBP, target.expand_as(margin_GBP), reduction="none")
-    bce = (bce * weight).sum(dim=(1, 2)) / weight.sum()
-    probability_GBP = margin_GBP.sigmoid() * (weight > 0)
-    overlap = (probability_GBP * target).sum(dim=2)
-    dice_GB = 1 - (2 * overlap + 1) / (probability_GBP.sum(dim=2) + target.sum(dim=1) + 1)
-    return bce.mean() + dice_GB.mean()
-
-
-def type_loss(patches_BPD: Tensor, defects_KD: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of each image's mean defective patch token among the defect words; 0 without defects."""
-    weight_BP = batch.coverage_BP * (batch.coverage_BP >= COVERED)
-    rows = [i for i, d in enumerate(batch.defects) if d in DEFECTS and float(weight_BP[i].sum()) > 0]
-    if not rows:
-        return patches_BPD.sum() * 0
-    mean_RD = F.normalize(torch.einsum("bp,bpd->bd", weight_BP[rows], patches_BPD[rows]), dim=-1)
-    target = torch.tensor([DEFECTS.index(batch.defects[i]) for i in rows])
-    return F.cross_entropy(mean_RD @ defects_KD.T / TEMPERATURE, target)
-
-
-def export(model: nn.Module, output: Path) -> None:
-    """Write the backbone folder: config and fp16 weights."""
-    output.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG, "zsad": {"vv_start": VV_START}}
-    (output / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    save_file({key: tensor.half().contiguous() for key, tensor in model.state_dict().items()}, output / WEIGHTS_FILE)
-
-
-def _mean(texts_TD: Tensor, rows: list[int]) -> Tensor:
-    return F.normalize(texts_TD[rows].mean(dim=0), dim=0)
-
-
-def _pair(texts_TD: Tensor, group: wording.Group) -> Tensor:
-    return torch.stack([_mean(texts_TD, group.normal), _mean(texts_TD, group.abnormal)])
-
-
-def _shared_states(words: wording.Wording, texts_TD: Tensor, batch_size: int) -> Iterator[Tensor]:
-    for group in words.shared:
-        yield _pair(texts_TD, group).expand(batch_size, -1, -1)
-
-
-def _own_states(words: wording.Wording, texts_TD: Tensor, batch: Batch) -> Tensor:
-    pairs = {kind: _pair(texts_TD, group) for kind, group in words.own.items()}
-    generic = _pair(texts_TD, words.shared[0])
-    return torch.stack([pairs.get(kind, generic) for kind in batch.kinds])
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only; embeddings, norms and biases are left alone."""
-    decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
-    chosen = {id(p) for p in decayed}
-    plain = [p for p in model.parameters() if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def _learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.total_steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + float(np.cos(np.pi * progress)))
-
-
-@cache
-def _tokenizer() -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
-
-
-@cache
-def _vocabulary() -> NDArray[np.str_]:
-    """Whole words of the vocabulary, from which unknown names are made."""
-    words = (token.removesuffix("</w>") for token in _tokenizer().encoder if token.endswith("</w>"))
-    return np.array([word for word in words if word.isalpha() and len(word) > 2])
+def _optimisers(
+    trainee: Trainee, config: PretrainConfig, step: int, state: dict[str, Tensor]
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks and AdamW for the rest of what this stage trains, with saved state."""
+    index, inner = config.place(step)
+    named = trainee.learning(config.stages[index].kind)
+    matrices = [p for name, p in named if p.ndim == 2 and "resblocks" in name]
+    ids = {id(p) for p in matrices}
+    decayed = [p for name, p in named if p.ndim >= 2 and "embedding" not in name and id(p) not in ids]
+    ids |= {id(p) for p in decayed}
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if id(p) not in ids], "weight_decay": 0.0},
+    ]
+    muon = torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    optimisers: list[torch.optim.Optimizer] = [muon, torch.optim.AdamW(groups, betas=BETAS)]
+    if inner:
+        for optimiser in optimisers:
+            for name, parameter in named:
+                saved = {key.split("|")[1]: value for key, value in state.items() if key.endswith(f"|{name}")}
+                if any(parameter is p for group in optimiser.param_groups for p in group["params"]):
+                    optimiser.state[parameter] = saved
+    return optimisers
 
 
 def _save_checkpoint(
-    model: nn.Module, optimiser: torch.optim.Optimizer, config: PretrainConfig, step: int, work: Path
+    trainee: Trainee, optimisers: list[torch.optim.Optimizer], config: PretrainConfig, step: int, work: Path
 ) -> None:
-    tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{key}.{name}"] = optimiser.state[parameter][key]
+    tensors = {f"trainee|{key}": tensor for key, tensor in trainee.state_dict().items()}
+    for optimiser in optimisers:
+        for name, parameter in trainee.named_parameters():
+            saved = optimiser.state.get(parameter, {})
+            tensors |= {f"optimiser|{key}|{name}": value.contiguous() for key, value in saved.items()}
     metadata = {"step": str(step), "config": json.dumps(asdict(config), sort_keys=True)}
     save_file(tensors, work / "checkpoint.tmp", metadata=metadata)
     (work / "checkpoint.tmp").replace(work / "checkpoint.safetensors")
 
 
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, config: PretrainConfig, work: Path) -> int:
-    """Load the checkpoint if there is one; returns the step to go on from."""
+def _resume(trainee: Trainee, config: PretrainConfig, work: Path) -> tuple[int, dict[str, Tensor]]:
+    """Load the checkpoint if there is one; returns the step to go on from and the optimisers' tensors."""
     path = work / "checkpoint.safetensors"
     if not path.exists():
-        return 0
+        return 0, {}
     with safe_open(path, framework="pt") as handle:
         metadata = handle.metadata()
     if metadata["config"] != json.dumps(asdict(config), sort_keys=True):
         raise ConfigError(f"{path} belongs to another recipe; give another --work folder or remove it")
     tensors = load_file(path)
-    step = int(metadata["step"])
-    prefix = "model."
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    for name, parameter in model.named_parameters():
-        optimiser.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            **{key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")},
-        }
-    log.info("going on from step %d of %d", step, config.total_steps)
-    return step
+    prefix = "trainee|"
+    trainee.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    log.info("going on from step %s of %d", metadata["step"], config.total_steps)
+    return int(metadata["step"]), {k: v for k, v in tensors.items() if k.startswith("optimiser|")}

@@ -8,14 +8,18 @@ on, and an unknown name must not move the answer.
 Legend: B images, C captions, G names.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsad.datasets.synthetic import DEFECT_PHRASES, DEFECTS, caption, object_names
+from zsad.datasets.synthetic import ABNORMAL_STATES as ABNORMAL_CAPTIONS
+from zsad.datasets.synthetic import DEFECT_PHRASES, DEFECT_STATES, FRAMES, SHAPES, caption, object_names
+from zsad.datasets.synthetic import NORMAL_STATES as NORMAL_CAPTIONS
 from zsad.learn.pool import Kind
+from zsad.learn.styles import TRAINED_DEFECTS, TRAINED_MATERIALS
 from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES, compose, defect_states
 
 GENERIC_NAMES = (
@@ -33,6 +37,7 @@ GENERIC_NAMES = (
 PROMPTS_PER_STATE = 2
 OWN_GROUPS = 12  # kinds of a batch that are also asked by name; more would cost time
 NAMED_SHARE = 0.7
+_FIELDS = re.compile(r"\{[a-z]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Wording:
         positives_BC: bool; whether image b and caption c say the same.
         shared: groups under generic or random names, asked of every image.
         own: for some kinds of thing, the group under one of their own names.
-        defects: per name in `DEFECTS`, the prompts that tell it.
+        defects: per name in `TRAINED_DEFECTS`, the prompts that tell it.
     """
 
     texts: list[str]
@@ -82,7 +87,7 @@ def write(
     present = sorted(set(kinds))
     asked = rng.permutation(len(present))[:OWN_GROUPS]
     own = {present[i]: group(_pick(rng, object_names(*present[i]))) for i in asked}
-    told = [add(_defect_prompts(rng, defect)) for defect in DEFECTS]
+    told = [add(_defect_prompts(rng, defect)) for defect in TRAINED_DEFECTS]
     return Wording(texts, _positives(kinds, defects, is_named), shared, own, told)
 
 
@@ -108,3 +113,25 @@ def _positives(kinds: Sequence[Kind], defects: Sequence[str], is_named: NDArray[
     same_defect = defect[:, None] == defect[None, :]
     positives: NDArray[np.bool_] = same_defect & (same_kind | ~is_named[None, :])
     return positives
+
+
+def taught_words() -> frozenset[str]:
+    """Every word of the sentences above whose meaning training teaches, lower case; other words stay noise.
+
+    Random names do not count: they teach only that a name says nothing about the state.
+    """
+    kinds = [(material, shape) for material in TRAINED_MATERIALS for shape in ("surface", *SHAPES)]
+    sentences = [
+        *TEMPLATES,
+        *FRAMES,
+        *NORMAL_STATES,
+        *ABNORMAL_STATES,
+        *NORMAL_CAPTIONS,
+        *ABNORMAL_CAPTIONS,
+        *DEFECT_STATES,
+        *GENERIC_NAMES,
+        *(name for kind in kinds for name in object_names(*kind)),
+        *(phrase for defect in TRAINED_DEFECTS for phrase in (defect.replace("_", " "), *DEFECT_PHRASES[defect])),
+    ]
+    plain = _FIELDS.sub(" ", " ".join(sentences).lower())
+    return frozenset(re.findall(r"[a-z]+", plain))
