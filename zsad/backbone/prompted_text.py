@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsad.backbone.text import is_causal, text_tower
-from zsad.backbone.vision import STABLE_ROWS, layer_norm
+from zsad.backbone.vision import enough_rows, layer_norm
 from zsad.errors import ModelError
 
 
@@ -144,7 +144,7 @@ def _run(tower: Any, x_STW: Tensor, end_S: Tensor, deep: Sequence[Tensor], past:
     for index, block in enumerate(blocks):
         x = _overwrite(x, deep, index)
         if index == len(blocks) - 1:
-            x, end_S = _enough_rows(x, end_S)
+            x, end_S = enough_rows(x), enough_rows(end_S)
         u = layer_norm(block.ln_1, x)
         k, v = _keys_values(block.attn, u, past, index)
         if index == len(blocks) - 1:
@@ -152,14 +152,6 @@ def _run(tower: Any, x_STW: Tensor, end_S: Tensor, deep: Sequence[Tensor], past:
             x, u, mask = x[rows, end_S, None], u[rows, end_S, None], mask[end_S][:, None, None]
         x = _finish(block, x, _attend(block.attn, u, k, v, mask))
     return _project(tower, layer_norm(tower.ln_final, x[:, 0]))[:num]
-
-
-def _enough_rows(x_STW: Tensor, end_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Repeat few sequences, because CPU kernels round the rows of very small products by their place."""
-    if len(x_STW) >= STABLE_ROWS:
-        return x_STW, end_S
-    rows = torch.arange(STABLE_ROWS, device=x_STW.device) % len(x_STW)
-    return x_STW[rows], end_S[rows]
 
 
 def _causal(length: int, start: int, device: torch.device) -> Tensor:

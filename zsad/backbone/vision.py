@@ -110,6 +110,15 @@ def run_blocks(visual: Any, x_BNW: Tensor, *, vv_start: int, taps: Collection[in
     return Streams(h, z, kept)
 
 
+def enough_rows(x: Tensor) -> Tensor:
+    """`x` with its rows repeated until there are `STABLE_ROWS`, where it has fewer; the first are those of `x`.
+
+    CPU matrix kernels round rows of very small products by their place, and an image's score must not depend on its
+    place in the batch.
+    """
+    return x if len(x) >= STABLE_ROWS else x[torch.arange(STABLE_ROWS, device=x.device) % len(x)]
+
+
 def class_to_joint(visual: Any, h_BNW: Tensor, *, ln_post: bool = True) -> Tensor:
     """Image embedding (B, D) of the class token; without `ln_post` as methods after AnomalyCLIP take it.
 

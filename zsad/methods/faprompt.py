@@ -27,7 +27,7 @@ from torch import Tensor
 from zsad.backbone import Backbone
 from zsad.backbone.prompted_text import Prefix, encode_after, encode_prefix, num_text_layers, text_width, word_vectors
 from zsad.backbone.similarity import probability
-from zsad.backbone.vision import STABLE_ROWS
+from zsad.backbone.vision import enough_rows
 from zsad.errors import ConfigError, ModelError
 from zsad.methods.base import Prediction, Subject
 
@@ -322,10 +322,10 @@ def select_patches(patches_BPD: Tensor, first_BP: Tensor, config: FAPromptConfig
 
 
 def prior(tensors: Mapping[str, Tensor], selected_BMD: Tensor) -> Tensor:
-    """The bias (B, W) that the selected patches give; rows repeated as in `vision.class_to_joint`."""
-    x = selected_BMD.flatten(1)[:, None].expand(-1, STABLE_ROWS, -1)
+    """The bias (B, W) that the selected patches give."""
+    x = enough_rows(selected_BMD.flatten(1))
     hidden = F.linear(x, tensors["prior.linear1.weight"], tensors["prior.linear1.bias"]).relu()
-    return F.linear(hidden, tensors["prior.linear2.weight"], tensors["prior.linear2.bias"])[:, 0]
+    return F.linear(hidden, tensors["prior.linear2.weight"], tensors["prior.linear2.bias"])[: len(selected_BMD)]
 
 
 class FAPrompt:

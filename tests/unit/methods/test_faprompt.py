@@ -145,6 +145,15 @@ def test_the_products_name_plays_no_part(tiny_backbone):
     assert torch.equal(*scores)
 
 
+def test_bf16_stays_close_to_fp32(tiny_network, tiny_backbone):
+    tensors, images = learned(SMALL, tiny_backbone), tiny_model.pixels(2, 32, 32)
+    half = method_over(tiny_model.backbone_of(tiny_network, precision="bf16"), tensors=tensors).predict(images)
+    full = method_over(tiny_backbone, tensors=tensors).predict(images)
+    assert half.score_B.dtype == half.map_Bhw.dtype == torch.float32
+    torch.testing.assert_close(half.map_Bhw, full.map_Bhw, atol=0.05, rtol=0)
+    torch.testing.assert_close(half.score_B, full.score_B, atol=0.05, rtol=0)
+
+
 # The two passes with directions set by hand: D = W = 2, normal along the first axis.
 
 
