@@ -8,7 +8,7 @@ Weights of the terms: see `WEIGHTS`. Selection of patches is hard and carries no
 
 Legend: B images, P patches, (h, w) patch grid, (H, W) mask, D joint width, K abnormal prompts.
 Cost: three times the text tower's forward pass on 10 B + 11 sequences of 6 tokens.
-Source: FAPrompt (arXiv 2410.10289), losses, weights and optimiser as in its released code at epoch-wise training.
+Source: FAPrompt (arXiv 2410.10289), losses, weights and optimiser as in its released code.
 """
 
 from collections.abc import Mapping
