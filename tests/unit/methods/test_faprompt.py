@@ -64,8 +64,7 @@ def slow_prompts(backbone, tensors, bias=0.0):
     """Normal direction, mean abnormal direction."""
     model = backbone.model
     start, damaged, thing, dot, end = model.token_embedding(backbone.tokenizer(["damaged object."])[0, :5])
-    normal = torch.stack([start, *tensors["normal_context"], thing, dot, end])
-    rows = []
+    normal, rows = torch.stack([start, *tensors["normal_context"], thing, dot, end]), []
     for context in tensors["abnormal_context"]:
         x = torch.stack([start, *tensors["normal_context"], *(context + bias), damaged, thing, dot, end])
         rows.append(slow_text(model, x, len(x) - 1, tensors["deep_prompts"]))
@@ -306,8 +305,7 @@ def test_a_bundle_gives_the_same_findings(tiny_config, tiny_backbone, tmp_path):
     config = replace(tiny_config, method="faprompt", settings={"num_prompts": 3, "deep_depth": 1})
     tensors = learned(FAPromptConfig(**config.settings), tiny_backbone)
     assert tensors["deep_prompts"].numel() == 0  # depth 1 has none, and an empty tensor must survive
-    rng = np.random.default_rng(0)
-    normals = list(rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    normals = list(np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
     detector = Detector(config, tensors, batch_size=4).calibrated(normals, source="random images")
     detector.save(str(tmp_path / "bundle"))
     loaded = load_detector(str(tmp_path / "bundle"), device="cpu", batch_size=4)
@@ -395,12 +393,6 @@ def test_prompts_that_do_not_fit_are_refused(tiny_backbone):
     config = replace(SMALL, normal_length=70, abnormal_length=3)
     with pytest.raises(ModelError, match="78 tokens do not fit"):
         method_over(tiny_backbone, config)
-
-
-def test_text_towers_without_causal_mask_are_refused():
-    cfg = tiny_model.model_cfg(custom_text=True, text={"no_causal_mask": True})
-    with pytest.raises(ModelError, match="causal"):
-        faprompt.initial_tensors(SMALL, tiny_model.backbone_of(tiny_model.random_model(cfg)), 0)
 
 
 def test_sigma_spans_the_same_share_of_any_input():
