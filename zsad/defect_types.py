@@ -2,7 +2,8 @@
 
 Shared: the mean patch token of an area is compared with one text direction per defect word, and the most anomalous
 region names the image. Own: an area's type is told by its clearest patches, and all regions together name the image.
-Where no word stands out, the answer is "unknown" rather than a guess.
+Where no word stands out, the answer is "unknown" rather than a guess, and words that the backbone was never taught (it
+lists them, if it knows) have no vote.
 
 Legend: P patches, D joint width, K defect words.
 Source: zsad's own; the words' prompts follow WinCLIP's ensemble (arXiv 2303.14814, section 4.1), own types are those of
@@ -46,7 +47,7 @@ class DefectTypes:
     """A fitted classifier; made by `encode_words`.
 
     Attributes:
-        words: K defect words.
+        words: K defect words; with none, every answer is "unknown".
         directions_KD: unit-length text directions.
         temperature: of the softmax over words.
         unknown_below: a best probability under this gives "unknown".
@@ -59,6 +60,8 @@ class DefectTypes:
 
     def classify(self, patches_PD: NDArray[np.float32], weights_P: NDArray[np.float32]) -> dict[str, float]:
         """Probability of each word for the weighted mean of patch tokens; weights are not all zero."""
+        if not self.words:
+            return {}
         mean_D = weights_P @ patches_PD
         mean_D = mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)
         logits_K = self.directions_KD @ mean_D / self.temperature
@@ -124,14 +127,27 @@ class OwnTyping:
 
 
 def named(scores: dict[str, float], *, unknown_below: float, unknown_margin: float = 0.0) -> str:
-    """The word of the highest score (the first of equals); "unknown" if that is too low or too near the second."""
+    """The word of the highest score (the first of equals); "unknown" if that is too low or too near the second.
+
+    No scores, no word: "unknown".
+    """
+    if not scores:
+        return UNKNOWN
     best, *others = sorted(scores, key=lambda word: scores[word], reverse=True)
     second = scores[others[0]] if others else 0.0
     clear = scores[best] >= unknown_below and scores[best] - second >= unknown_margin
     return best if clear else UNKNOWN
 
 
+def split_seen(backbone: Backbone, words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Defect words that `backbone` was taught, and those whose embedding would be noise, which get no vote."""
+    seen = tuple(word for word in words if not backbone.unseen(word))
+    return seen, tuple(word for word in words if word not in seen)
+
+
 def encode_words(backbone: Backbone, words: Sequence[str]) -> DefectTypes:
     """Classifier over `words` for patch tokens of `backbone`."""
+    if not words:
+        return DefectTypes(words=(), directions_KD=np.zeros((0, backbone.embed_dim), np.float32))
     rows = [direction(backbone, defect_states(word), GENERIC_OBJECT) for word in words]
     return DefectTypes(words=tuple(words), directions_KD=torch.stack(rows).cpu().numpy())

@@ -32,7 +32,7 @@ from zsad.bundle import (
     write_bundle,
 )
 from zsad.datasets.normals import procedural_normals
-from zsad.defect_types import OwnTyping, SharedTyping, Typing, encode_words
+from zsad.defect_types import OwnTyping, SharedTyping, Typing, encode_words, split_seen
 from zsad.errors import ConfigError, ModelError
 from zsad.finding import Finding
 from zsad.images import Preprocess
@@ -71,8 +71,9 @@ class Detector:
             check_patches(config.preprocess, self.backbone.patch_size)
         except ConfigError as error:
             raise ModelError(f"the bundle does not fit its backbone: {error}") from error
+        self.defect_words, self.unseen_words = split_seen(self.backbone, config.defect_words)
         self.method = self._made(tensors)
-        self.defect_types = encode_words(self.backbone, config.defect_words)
+        self.defect_types = encode_words(self.backbone, self.defect_words)
 
     def inspect(self, images: Sequence[NDArray[np.uint8]]) -> list[Finding]:
         """Findings for uint8 RGB images (H, W, 3) of any sizes, in the same order.
@@ -166,7 +167,8 @@ class Detector:
             settings = settings_class(**config.settings)
         except TypeError as error:
             raise ModelError(f"settings of method {config.method}: {error}") from error
-        subject = Subject(object_name=config.object_name, defect_words=config.defect_words)
+        words = self.defect_words or config.defect_words  # DAPO scores against some words, even if none can name a type
+        subject = Subject(object_name=config.object_name, defect_words=words)
         method: Method = method_class(settings, self.backbone, subject, tensors)
         if not config.preprocess.tiling:
             return method
@@ -239,9 +241,9 @@ class Detector:
 
     def _typing(self, prediction: Prediction, row: int) -> Typing:
         """What names the defects of one image: the method's own types, or the shared classifier."""
-        if prediction.type_map_BKhw is None:
+        if prediction.type_map_BKhw is None or not self.defect_words:
             return SharedTyping(self.defect_types, prediction.patches_BPD[row].numpy())
-        return OwnTyping(self.config.defect_words, prediction.type_map_BKhw[row].flatten(1).numpy())
+        return OwnTyping(self.defect_words, prediction.type_map_BKhw[row].flatten(1).numpy())
 
     def _regions(
         self, anomaly_map: NDArray[np.float32], typing: Typing, size: tuple[int, int]
@@ -317,6 +319,12 @@ def load_detector(  # noqa: PLR0913 - all but the reference by name; each change
     if size is not None or tiles is not None:
         config = _resized(config, device, size, tiles)
     detector = Detector(config, tensors, device=device, batch_size=batch_size)
+    if detector.unseen_words:
+        log.warning(
+            "%s was never taught what %s means; such defect words get no vote",
+            config.backbone,
+            ", ".join(map(repr, detector.unseen_words)),
+        )
     if normals is not None:
         return detector.with_normals(normals, source="normal images given by the user")
     if config.calibration is None and is_remembered(tensors):
@@ -340,7 +348,7 @@ def _fresh_config(ref: ModelRef, device: str) -> DetectorConfig:
         settings={},
         preprocess=Preprocess(size=backbone.image_size, interpolation=backbone.interpolation),
         object_name="object",
-        defect_words=DEFECT_WORDS,
+        defect_words=split_seen(backbone, DEFECT_WORDS)[0],
     )
 
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import tiny_model
 
-from zsad.defect_types import DefectTypes, OwnTyping, SharedTyping, encode_words
+from zsad.defect_types import DefectTypes, OwnTyping, SharedTyping, encode_words, split_seen
 from zsad.prompts.ensemble import compose, defect_states
 
 TYPES = DefectTypes(words=("scratch", "dent"), directions_KD=np.eye(2, 3, dtype=np.float32))
@@ -109,3 +110,21 @@ def test_all_areas_name_an_image_by_own_types():
 )
 def test_own_types_have_a_name_only_when_high_and_clear(scores, name):
     assert OwnTyping(("scratch",), np.ones((1, 1), np.float32)).name(scores) == name
+
+
+def test_without_words_everything_is_unknown(tiny_backbone):
+    types = encode_words(tiny_backbone, [])
+    found = types.classify(np.ones((4, 32), np.float32), np.ones(4, np.float32))
+    assert found == {}
+    assert types.name(found) == "unknown"
+
+
+def test_words_that_a_backbone_was_never_taught_are_told_apart(tiny_network):
+    taught = tiny_model.backbone_of(tiny_network, words=frozenset({"missing", "part", "scratch"}))
+    words = ("scratch", "missing part", "missing rivet", "Scratch-part", "Riß")
+    assert split_seen(taught, words) == (("scratch", "missing part", "Scratch-part"), ("missing rivet", "Riß"))
+    assert taught.unseen("missing rivet 7") == ("rivet",)
+
+
+def test_a_backbone_that_lists_no_words_knows_them_all(tiny_backbone):
+    assert split_seen(tiny_backbone, ("scratch", "Riß")) == (("scratch", "Riß"), ())

@@ -38,8 +38,8 @@ def random_model(cfg=MODEL_CFG, seed=0):
     return model
 
 
-def backbone_of(model, *, vv_start=None, precision="fp32"):
-    loaded = Loaded(copy.deepcopy(model), SimpleTokenizer(), HALF, HALF, "bicubic", vv_start)
+def backbone_of(model, *, vv_start=None, precision="fp32", words=None):
+    loaded = Loaded(copy.deepcopy(model), SimpleTokenizer(), HALF, HALF, "bicubic", vv_start, words)
     return Backbone("tiny", loaded, device=torch.device("cpu"), precision=precision)
 
 

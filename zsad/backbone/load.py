@@ -25,7 +25,8 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 class Loaded:
     """An open_clip model in fp32 on the CPU, with its tokenizer and preprocessing constants.
 
-    `vv_start` is the first block of the value-value path, where the folder's config names one under "zsad".
+    `vv_start` is the first block of the value-value path, and `words` all that its text tower was taught (lower case),
+    where the folder's config names them under "zsad".
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Loaded:
     std: tuple[float, ...]
     interpolation: str
     vv_start: int | None = None
+    words: frozenset[str] | None = None
 
 
 def load_open_clip(name: str) -> Loaded:
@@ -60,11 +62,14 @@ def _load_folder(folder: Path) -> Loaded:
         config = json.loads((folder / CONFIG_FILE).read_text())
         model = build(config["model_cfg"])
         vv_start = _vv_start(config, config["model_cfg"]["vision_cfg"]["layers"])
+        words = _words(config)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
         raise ModelError(f"{folder / CONFIG_FILE}: not an open_clip model config ({error})") from error
     load_weights(model, folder / WEIGHTS_FILE)
     preprocess = config.get("preprocess_cfg", {})
-    return Loaded(model, _tokenizer(config["model_cfg"], folder), *_constants(preprocess), vv_start=vv_start)
+    return Loaded(
+        model, _tokenizer(config["model_cfg"], folder), *_constants(preprocess), vv_start=vv_start, words=words
+    )
 
 
 def _vv_start(config: dict[str, Any], num_layers: int) -> int | None:
@@ -72,6 +77,15 @@ def _vv_start(config: dict[str, Any], num_layers: int) -> int | None:
     if vv_start is not None and (type(vv_start) is not int or not 0 <= vv_start <= num_layers):
         raise ValueError(f"zsad.vv_start is {vv_start!r}; it must be a block from 0 to {num_layers}")
     return vv_start
+
+
+def _words(config: dict[str, Any]) -> frozenset[str] | None:
+    words = config.get("zsad", {}).get("words")
+    if words is None:
+        return None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("zsad.words must be a list of words")
+    return frozenset(words)
 
 
 def build(model_cfg: dict[str, Any]) -> nn.Module:

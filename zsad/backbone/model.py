@@ -5,6 +5,7 @@ on the device, so that a quarter of the bytes travel. fp32 on a CPU; bf16 on a G
 fp32.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,8 +50,10 @@ class Backbone:
             "bilinear" if loaded.interpolation == "bilinear" else "bicubic"
         )
         self.model: Any = _cast(loaded.model, precision).to(device)
+        self.declared_vv_start: int | None = loaded.vv_start  # by a tower that was trained with one
         self.vv_start: int = vision.default_vv_start(self.num_layers) if loaded.vv_start is None else loaded.vv_start
         self.tokenizer = loaded.tokenizer
+        self._words = loaded.words
         self._mean = torch.tensor(loaded.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(loaded.std, device=device).view(1, 3, 1, 1) * 255
 
@@ -128,6 +131,15 @@ class Backbone:
         if height % self.patch_size or width % self.patch_size:
             raise ModelError(f"images of {width} x {height} px do not divide into patches of {self.patch_size} px")
         return height // self.patch_size, width // self.patch_size
+
+    def unseen(self, phrase: str) -> tuple[str, ...]:
+        """The words of `phrase` that this model's text tower was never taught, so that their embeddings are noise.
+
+        Always empty for models that do not say what they were taught, as those trained on the web's captions.
+        """
+        if self._words is None:
+            return ()
+        return tuple(word for word in re.findall(r"[^\W\d_]+", phrase.lower()) if word not in self._words)
 
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
         """The vision tower's input (B, 3, H, W) of uint8 RGB images, on its device and in its precision."""
