@@ -50,13 +50,14 @@ class PromptADConfig:
         logit_scale: factor on cosine similarities; the published code multiplies by the logarithm that CLIP stores,
             ln 100 = 4.6, and never by 100 itself.
         resolution: side in px of the up-sampled visual map whose peak enters the image score.
-        vv_start: first block of the value-value path.
+        vv_start: first block of the value-value path; None: the one that the tower was trained with where its folder
+            names one, else 0 as published.
         first_tap, second_tap: blocks whose post-attention states are remembered; None: 3/12 and 8/12 of the tower.
     """
 
     logit_scale: float = math.log(100)
     resolution: int = 400
-    vv_start: int = 0
+    vv_start: int | None = None
     first_tap: int | None = None
     second_tap: int | None = None
 
@@ -139,7 +140,8 @@ def encode(backbone: Backbone, config: PromptADConfig, pixels_BHWC: Tensor) -> I
     Raises:
         ModelError: if the configured taps are not blocks of the tower, or the sides do not divide into patches.
     """
-    return backbone.encode_image(pixels_BHWC, vv_start=config.vv_start, taps=config.taps(backbone.num_layers))
+    start = (backbone.declared_vv_start or 0) if config.vv_start is None else config.vv_start
+    return backbone.encode_image(pixels_BHWC, vv_start=start, taps=config.taps(backbone.num_layers))
 
 
 def remembered(features: Iterable[ImageFeatures], taps: tuple[int, int]) -> dict[str, Tensor]:

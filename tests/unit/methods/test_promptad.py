@@ -45,7 +45,7 @@ def fitted(backbone, images=None, **settings):
 class StubBackbone:
     """Twelve blocks of width 2; features are given."""
 
-    num_layers, embed_dim, device = 12, 2, torch.device("cpu")
+    num_layers, embed_dim, device, declared_vv_start = 12, 2, torch.device("cpu"), None
     model = SimpleNamespace(visual=SimpleNamespace(conv1=torch.nn.Conv2d(3, 2, 1)))
 
     def __init__(self, image, patches, taps, grid):
@@ -189,6 +189,15 @@ def test_nothing_to_remember_is_refused(tiny_backbone):
 )
 def test_taps_follow_the_depth_of_the_tower(settings, layers, taps):
     assert PromptADConfig(**settings).taps(layers) == taps
+
+
+@pytest.mark.parametrize(("declared", "given", "start"), [(None, None, 0), (2, None, 2), (0, None, 0), (2, 1, 1)])
+def test_the_value_value_path_starts_where_the_tower_was_trained_to(tiny_network, declared, given, start):
+    backbone = tiny_model.backbone_of(tiny_network, vv_start=declared)
+    images = tiny_model.pixels(1, 32, 32)
+    found = fitted(backbone, images, vv_start=given).predict(images).patches_BPD
+    patches = [backbone.encode_image(images, vv_start=block).patches_BPD for block in range(3)]
+    assert [torch.equal(found, expected) for expected in patches] == [block == start for block in range(3)]
 
 
 def test_a_tap_beyond_the_tower_is_refused(tiny_backbone):
