@@ -18,7 +18,7 @@ one to the other and always sums to 1, so no seam shows and nothing has to be di
 Legend: B images, L side of the square px, S side of a tile px, T = n * n tiles, (g, g) patch grid of a tile, (G, G) of
 the square, C channels, D joint width, K defect words.
 Cost: n * n + 1 passes an image. Views run in chunks of the batch size whatever B is; beside the chunk, memory holds the
-merged patches, twice for a moment: B * G * G * D * 4 bytes (2 * 16 images * 3.8 MB for 3 x 3 tiles of ViT-B/16).
+merged patches, twice for a moment: B * G * G * D * 4 bytes (2 * 16 images * 3.0 MB for 3 x 3 tiles of ViT-B/16).
 Source: sliding windows are common practice; the blending and both rules are ours.
 """
 
