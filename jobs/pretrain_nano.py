@@ -12,6 +12,7 @@ from zsad.backbone.load import NANO
 from zsad.cli import run_job
 from zsad.learn.pretrain import PretrainConfig, pretrain
 from zsad.learn.ship import held_out, make_shipped_bundle, measure
+from zsad.learn.styles import left_out_styles, training_styles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,7 @@ class PretrainJob:
 
     Attributes:
         work: image pool, checkpoint and log; keep it to be able to go on.
-        held_out_images: how many procedural images the figures are measured on.
+        held_out_images: how many procedural images of each kind the figures are measured on.
         train: off to calibrate and measure the weights that are there.
     """
 
@@ -34,8 +35,10 @@ def main(job: PretrainJob) -> None:
     if job.train:
         pretrain(PretrainConfig(), job.work, NANO)
     detector = make_shipped_bundle()
-    figures = measure(detector, held_out(job.held_out_images, detector.config.preprocess.size))
-    print(json.dumps(asdict(figures), indent=2))
+    size = detector.config.preprocess.size
+    for name, styles in (("trained styles", training_styles(size)), ("left-out styles", left_out_styles(size))):
+        figures = measure(detector, held_out(job.held_out_images, styles))
+        print(json.dumps({"images": name, **asdict(figures)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,26 @@ def sample(defect, masked):
 
 def finding(score, grid, word=None):
     grid = np.array(grid, np.float32)
-    return SimpleNamespace(score=score, is_anomaly=score >= 0.5, anomaly_map=grid, width=2, height=2, defect_type=word)
+    return SimpleNamespace(score=score, anomaly_map=grid, width=2, height=2, defect_type=word)
+
+
+class Stub:
+    """A detector with a threshold of 0.5 that was taught two words and gives these findings."""
+
+    config = SimpleNamespace(calibration=SimpleNamespace(threshold=0.5))
+    defect_words = ("dent", "missing part")
+
+    def __init__(self, findings):
+        self.findings = findings
+
+    def with_threshold(self, threshold):
+        """Itself."""
+        assert threshold < 0.1  # so that every image gets a name
+        return self
+
+    def inspect(self, images):
+        """The findings, whatever the images."""
+        return self.findings[: len(images)]
 
 
 def test_figures_by_hand():
@@ -31,17 +50,17 @@ def test_figures_by_hand():
     peak = [[0.9, 0.1], [0.1, 0.1]]
     findings = [
         finding(0.9, peak, "dent"),
-        finding(0.6, peak, "missing part"),
-        finding(0.2, flat),
+        finding(0.6, peak, "unknown"),
+        finding(0.2, flat, "dent"),
         finding(0.55, flat, "dent"),
-        finding(0.1, flat),
+        finding(0.1, flat, "dent"),
     ]
-    stub = SimpleNamespace(inspect=lambda images: findings[: len(images)])
-    found = ship.measure(stub, samples)
+    found = ship.measure(Stub(findings), samples)
     assert found.num_images == 5
     assert found.image_auroc == pytest.approx(5 / 6)  # of 3 x 2 pairs only (0.2, 0.55) is out of order
     assert found.pixel_auroc == pytest.approx((2 + 0.5) / 3)  # two defective pixels stand out, one ties with all
-    assert found.type_accuracy == 1.0  # of the two defects that were found
+    assert found.type_accuracy == 0.5  # of the dent and the missing part; holes were not taught
+    assert found.num_types == 2
     assert found.false_alarm_rate == 0.5
     assert found.detection_rate == pytest.approx(2 / 3)
 
@@ -49,7 +68,7 @@ def test_figures_by_hand():
 def test_held_out_samples_are_drawn_from_their_own_seed():
     from zsad.datasets.synthetic import SyntheticConfig, generate
 
-    found = ship.held_out(2, 32)
+    found = ship.held_out(2, SyntheticConfig(size=32))
     assert all(isinstance(item, Sample) for item in found)
     np.testing.assert_array_equal(found[1].image, generate(10_000, 1, SyntheticConfig(size=32)).image)
 
@@ -65,6 +84,7 @@ def as_nano(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "SHIPPED", tmp_path)
     monkeypatch.setattr(detector, "procedural_normals", normals)
     monkeypatch.setattr(detector, "DEFECT_WORDS", ("scratch", "dent"))
+    monkeypatch.setattr(ship, "DEFECT_WORDS", ("scratch", "dent"))
     monkeypatch.setattr(ship, "procedural_normals", normals)
     monkeypatch.setattr(ship, "CALIBRATION_NORMALS", 12)
     monkeypatch.setattr(ship, "SHIPPED_WINCLIP", tmp_path / "winclip")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from zsad.datasets.synthetic import DEFECTS
 from zsad.learn import wording
+from zsad.learn.styles import TRAINED_DEFECTS
 
 VOCABULARY = np.array(["apple", "river", "cloud"])
 KINDS = [("steel", "plate"), ("steel", "plate"), ("wood", "surface"), ("wood", "surface")]
@@ -63,8 +63,8 @@ def test_groups_point_at_normal_and_abnormal_sentences_of_one_name():
 
 def test_each_defect_is_told_in_two_prompts():
     words = written()
-    assert len(words.defects) == len(DEFECTS)
-    for defect, rows in zip(DEFECTS, words.defects, strict=True):
+    assert len(words.defects) == len(TRAINED_DEFECTS)
+    for defect, rows in zip(TRAINED_DEFECTS, words.defects, strict=True):
         assert len(rows) == 2
         assert f" with {defect.replace('_', ' ')}" in words.texts[rows[0]].replace(" a ", " ").replace(" an ", " ")
 
@@ -80,3 +80,9 @@ def test_indices_cover_all_texts_once():
 def test_only_so_many_kinds_are_asked_by_name(monkeypatch):
     monkeypatch.setattr(wording, "OWN_GROUPS", 1)
     assert len(written().own) == 1
+
+
+def test_words_of_left_out_styles_are_not_taught():
+    taught = wording.taught_words()
+    assert {"scratch", "missing", "part", "flawless", "photo", "object", "wooden", "blowhole"} <= taught
+    assert not taught & {"leather", "rubber", "corrosion", "rust", "wrinkle", "bend", "{a}", "name", "defect}"}
