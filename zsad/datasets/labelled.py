@@ -17,6 +17,8 @@ from zsad.storage.base import is_plain_key
 GOOD = "good"
 ANOMALY = "anomaly"
 COMBINED = "combined"
+UNNAMED = frozenset({GOOD, ANOMALY, COMBINED, "bad", "ko"})
+"""Types that name no defect: what layouts call every one, or several at once."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _MAX_LIST_BYTES = 512 * 2**20
 
@@ -49,6 +51,11 @@ class LabelledImage:
 def root_name(store: Store) -> str:
     """The product of a data set that has only one: the last piece of its URL."""
     return store.url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def as_word(defect_type: str) -> str:
+    """A defect type as prompts would say it: small letters, blanks for underscores."""
+    return defect_type.replace("_", " ").lower()
 
 
 def is_image(key: str) -> bool:

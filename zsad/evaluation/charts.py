@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsad.evaluation.tally import Group, Tally
-from zsad.metrics.ranking import cumulated, precision
+from zsad.metrics.ranking import Cumulated, cumulated, precision
 from zsad.metrics.streaming import PRO_LIMIT, PixelTally, pixel_counts, pro_curve
 
 NUM_POINTS = 160
@@ -134,19 +134,24 @@ def _y(share: float) -> float:
 
 
 def _image_roc(good: Group, defects: list[Group]) -> Curve | None:
-    scores = [score for group in defects for score in group.raw_scores]
-    if not scores or not good.raw_scores:
-        return None
-    counts = cumulated([0] * len(good.raw_scores) + [1] * len(scores), [*good.raw_scores, *scores])
-    return np.append(0, counts.false_T / counts.num_false), np.append(0, counts.true_T / counts.num_true)
+    counts = _image_counts(good, defects)
+    return None if counts is None else _roc(counts)
 
 
 def _image_precision(good: Group, defects: list[Group]) -> Curve | None:
-    scores = [score for group in defects for score in group.raw_scores]
-    if not scores or not good.raw_scores:
+    counts = _image_counts(good, defects)
+    return None if counts is None else (counts.true_T / counts.num_true, precision(counts))
+
+
+def _image_counts(good: Group, defects: list[Group]) -> Cumulated | None:
+    bad = [score for group in defects for score in group.raw_scores]
+    if not bad or not good.raw_scores:
         return None
-    counts = cumulated([0] * len(good.raw_scores) + [1] * len(scores), [*good.raw_scores, *scores])
-    return counts.true_T / counts.num_true, precision(counts)
+    return cumulated([0] * len(good.raw_scores) + [1] * len(bad), [*good.raw_scores, *bad])
+
+
+def _roc(counts: Cumulated) -> Curve:
+    return np.append(0, counts.false_T / counts.num_false), np.append(0, counts.true_T / counts.num_true)
 
 
 def _pixels(good: Group, defects: list[Group]) -> PixelTally | None:
@@ -157,8 +162,7 @@ def _pixels(good: Group, defects: list[Group]) -> PixelTally | None:
 def _pixel_roc(good: Group, defects: list[Group]) -> Curve | None:
     if (pixels := _pixels(good, defects)) is None:
         return None
-    counts = pixel_counts(pixels)
-    return np.append(0, counts.false_T / counts.num_false), np.append(0, counts.true_T / counts.num_true)
+    return _roc(pixel_counts(pixels))
 
 
 def _pixel_precision(good: Group, defects: list[Group]) -> Curve | None:

@@ -32,12 +32,12 @@ _IMAGE = pa.struct(
     [
         pa.field("key", pa.string()),
         pa.field("uri", pa.string()),
+        pa.field("mask", pa.string()),
         pa.field("score", pa.float64()),
         pa.field("raw_score", pa.float64()),
         pa.field("is_anomaly", pa.bool_()),
         pa.field("answer", pa.string()),
         pa.field("type_scores", pa.list_(pa.float64())),
-        pa.field("has_pixels", pa.bool_()),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
     ]
@@ -48,6 +48,7 @@ RESULT_SCHEMA = pa.schema(
         pa.field("defect_type", pa.string(), nullable=False),
         pa.field("label", pa.int8(), nullable=False),
         pa.field("tally", pa.binary(), nullable=False),
+        pa.field("words", pa.list_(pa.string()), nullable=False),
         pa.field("images", pa.list_(_IMAGE), nullable=False),
     ]
 )
@@ -71,14 +72,15 @@ def compare_table(detector: Detector, decoded: pa.Table, *, threshold: float, si
     for index, row in enumerate(listed):
         group = groups.setdefault(
             (row["product"], row["defect_type"]),
-            {name: row[name] for name in ("product", "defect_type", "label")} | {"tally": empty_tally(), "images": []},
+            {name: row[name] for name in ("product", "defect_type", "label")}
+            | {"tally": empty_tally(), "words": [], "images": []},
         )
         outcome = outcomes.get(index)
-        pixels = None
         if isinstance(outcome, Finding) and (row["mask"] is not None or not row["label"]):
-            pixels = _tally(outcome, row, _map_scale(detector), side_px)
-            group["tally"] += pixels
-        group["images"].append(_image_row(row, outcome, pixels, threshold, detector.config.defect_words))
+            group["tally"] += _tally(outcome, row, _map_scale(detector), side_px)
+        if isinstance(outcome, Finding):
+            group["words"] = group["words"] or list(outcome.defect_scores)
+        group["images"].append(_image_row(row, outcome, threshold))
     rows = [{**group, "tally": group["tally"].to_bytes()} for group in groups.values()]
     return pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
 
@@ -117,11 +119,9 @@ def _tally(finding: Finding, row: Mapping[str, Any], scale: Scale, side_px: int 
 def _image_row(
     row: Mapping[str, Any],
     outcome: Finding | ImageError | None,
-    pixels: PixelTally | None,
     threshold: float,
-    words: tuple[str, ...],
 ) -> dict[str, Any]:
-    where = {"key": row["key"], "uri": row["uri"], "has_pixels": pixels is not None}
+    where = {name: row[name] for name in ("key", "uri", "mask")}
     if not isinstance(outcome, Finding):
         code = outcome.code.value if outcome else row["error_code"]
         return {**where, "error_code": code, "error_message": str(outcome) if outcome else row["error_message"]}
@@ -132,5 +132,5 @@ def _image_row(
         "raw_score": outcome.raw_score,
         "is_anomaly": is_anomaly,
         "answer": outcome.defect_type if is_anomaly else None,
-        "type_scores": [outcome.score * outcome.defect_scores.get(word, 0.0) for word in words],
+        "type_scores": [outcome.score * share for share in outcome.defect_scores.values()],
     }

@@ -1,14 +1,17 @@
 """What an evaluation is asked to do: one checked dataclass for the command line, TOML files and Python alike."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
 from zsad.batch_config import BatchConfig
+from zsad.datasets.labelled import UNNAMED, as_word
 from zsad.datasets.reference import Dataset, parse_dataset
 from zsad.errors import ConfigError
 from zsad.images import DecodeLimits
 
 PRODUCT = "{product}"
+TYPES = "{types}"
 _MAX_SIDE_PX = 4096
 
 
@@ -16,18 +19,22 @@ _MAX_SIDE_PX = 4096
 class EvaluateConfig:
     """Compare a detector with the truth of labelled images.
 
-    The detector, object and normals may contain {product}: then every product has its own.
+    The detector, object, normals and prompts may contain {product}: then every product has its own.
 
     Attributes:
         dataset: LAYOUT:URL, such as mvtec:s3://bucket/mvtec; layouts are mvtec, visa, mpdd, mad, btad, real_iad, index
             (a folder with index.csv) and folder (good/ beside folders of defects).
-        output: folder or s3:// prefix for metrics.json, metrics.md and report.html, not inside the data set.
+        output: folder or s3:// prefix for metrics.json, metrics.md, report.html and the detectors used, not inside
+            the data set.
         detector: bundle URL or folder, or BACKBONE[:METHOD].
         split: test, train, what an index says, or all.
         where: only images with COLUMN=VALUE in a further column of an index; several must all hold.
         object: word for the product in prompts; empty: the bundle's.
-        normals: folder or prefix with normal images that set the thresholds; empty: the bundle's thresholds.
-        words: defect types the detector may name: its own words, or those of the data set, product by product.
+        defect_words: what a defect may be called; none: the bundle's; {types}: what the data set calls the product's.
+        normals: folder or prefix with normal images that set the thresholds, and that few-shot methods remember; empty:
+            the bundle's thresholds.
+        prompts: prompt bank in JSON, for methods that read one (alfa); empty: the bundle's phrases.
+        settings: settings of the method that differ from the bundle's, as NAME=VALUE.
         limit: at most this many images of each product and defect type; 0: all.
         resolution: side in px that maps and masks are brought to and compared at; native: each image's own size.
         size: side of the model's input in px; 0: the bundle's.
@@ -35,7 +42,7 @@ class EvaluateConfig:
         batch_size: images per forward pass.
         num_scorers: scorer processes; 0: one per GPU, or per CPU where there are no GPUs.
         num_gpus_per_scorer: GPUs each scorer holds.
-        max_error_share: give up, writing nothing, when more than this share of images or masks can't be used.
+        max_error_share: give up, writing no figures, when more than this share of images or masks can't be used.
         decode: limits on untrusted images.
     """
 
@@ -45,8 +52,10 @@ class EvaluateConfig:
     split: str = "test"
     where: tuple[str, ...] = ()
     object: str = ""
+    defect_words: tuple[str, ...] = ()
     normals: str = ""
-    words: Literal["detector", "dataset"] = "detector"
+    prompts: str = ""
+    settings: tuple[str, ...] = ()
     limit: int = 0
     resolution: int | Literal["native"] = 256
     size: int = 0
@@ -59,12 +68,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range before anything is touched."""
-        if self.words not in ("detector", "dataset"):
-            raise ConfigError(f"--words {self.words!r}: choose detector or dataset")
         if self.resolution != "native" and not 16 <= int(self.resolution) <= _MAX_SIDE_PX:
             raise ConfigError(f"--resolution {self.resolution}: give 16 to {_MAX_SIDE_PX} px, or native")
         self.labelled()
-        self.scoring("product")
+        self.scoring()
 
     @property
     def side_px(self) -> int | None:
@@ -75,14 +82,20 @@ class EvaluateConfig:
         """The data set."""
         return parse_dataset(self.dataset)
 
-    def scoring(self, product: str) -> BatchConfig:
-        """What the main job would be asked for to score this product: its detector, objects, normals and workers."""
+    def scoring(self, product: str = "product", types: Collection[str] = ()) -> BatchConfig:
+        """What the main job would be asked for to score a product with defects of these types."""
+        words = self.defect_words
+        if words == (TYPES,):
+            words = tuple(sorted({as_word(kind) for kind in types} - UNNAMED))
         return BatchConfig(
             input=self.labelled().url,
             output=self.output,
             detector=self.detector.replace(PRODUCT, product),
             object=self.object.replace(PRODUCT, product.replace("_", " ")),
+            defect_words=words,
             normals=self.normals.replace(PRODUCT, product),
+            prompts=self.prompts.replace(PRODUCT, product),
+            settings=self.settings,
             size=self.size,
             tiles=self.tiles,
             limit=self.limit,

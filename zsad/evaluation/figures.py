@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zsad.datasets.labelled import ANOMALY, COMBINED, GOOD
+from zsad.datasets.labelled import GOOD, UNNAMED, as_word
 from zsad.evaluation.tally import Group, Tally
 from zsad.metrics.naming import f1_by_class, one_vs_rest
 from zsad.metrics.ranking import auroc, average_precision, f1_max
@@ -43,8 +43,6 @@ NO_NORMALS = "there are no normal images"
 NO_DEFECTS = "there are no anomalous images"
 NO_MASKS = "there are no masks"
 NO_TYPES = "the data set names no defect types"
-UNNAMED = frozenset({ANOMALY, COMBINED, "bad", "ko"})
-"""Defect types that are no names: what layouts call every defect, or several at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,14 +119,9 @@ class Results:
         return plain
 
 
-def results(tally: Tally, words_by_product: Mapping[str, Sequence[str]]) -> Results:
-    """All figures.
-
-    Args:
-        tally: of all images.
-        words_by_product: the words that each product's detector may answer, in the order of `Group.type_scores`.
-    """
-    products = [product_figures(tally, product, words_by_product[product]) for product in tally.products()]
+def results(tally: Tally) -> Results:
+    """All figures."""
+    products = [product_figures(tally, product) for product in tally.products()]
     return Results(
         num_images=tally.num_images,
         num_errors=len(tally.errors),
@@ -139,8 +132,8 @@ def results(tally: Tally, words_by_product: Mapping[str, Sequence[str]]) -> Resu
     )
 
 
-def product_figures(tally: Tally, product: str, words: Sequence[str]) -> ProductFigures:
-    """Figures of one product; `words` as in `results`."""
+def product_figures(tally: Tally, product: str) -> ProductFigures:
+    """Figures of one product."""
     good, defects = tally.normals(product), dict(tally.defects(product))
     types = {kind: group_figures(good, [group]) for kind, group in defects.items() if group.raw_scores}
     num_normal = len(good.raw_scores)
@@ -157,7 +150,7 @@ def product_figures(tally: Tally, product: str, words: Sequence[str]) -> Product
         mean_of_types=mean(list(types.values())),
         false_alarms=_share(good.num_anomalies, num_normal, NO_NORMALS),
         detections=_share(found, num_anomalous, NO_DEFECTS),
-        naming=naming(good, defects, words),
+        naming=naming(good, defects),
     )
 
 
@@ -183,8 +176,9 @@ def group_figures(good: Group, defects: Sequence[Group]) -> dict[str, Figure]:
     return figures
 
 
-def naming(good: Group, defects: Mapping[str, Group], words: Sequence[str]) -> Naming:
+def naming(good: Group, defects: Mapping[str, Group]) -> Naming:
     """How well this product's types are named; one-vs-rest figures take all its images, normal ones included."""
+    words = next((group.words for group in (good, *defects.values()) if group.words), ())
     places = {word.lower(): place for place, word in enumerate(words)}
     named = [kind for kind, group in defects.items() if group.raw_scores and kind not in UNNAMED]
     nameable = tuple(as_word(kind) for kind in named if as_word(kind) in places)
@@ -199,7 +193,8 @@ def naming(good: Group, defects: Mapping[str, Group], words: Sequence[str]) -> N
         return Naming(
             words=nameable, unnameable=unnameable, by_word={}, macro_auroc=absent, macro_ap=absent, macro_f1=absent
         )
-    scores_NK = np.stack([row for _, group in groups for row in group.type_scores])
+    blank_K = np.zeros(len(words))
+    scores_NK = np.stack([row if len(row) else blank_K for _, group in groups for row in group.type_scores])
     ranked = one_vs_rest(truths, {word: scores_NK[:, places[word]] for word in nameable})
     answers = {(kind, answer.lower()): n for kind, group in groups for answer, n in group.answers.items()}
     f1 = f1_by_class(answers, nameable)
@@ -213,11 +208,6 @@ def naming(good: Group, defects: Mapping[str, Group], words: Sequence[str]) -> N
         macro_ap=macro[1],
         macro_f1=macro[2],
     )
-
-
-def as_word(defect_type: str) -> str:
-    """A data set's type as prompts would say it: small letters, blanks for underscores."""
-    return defect_type.replace("_", " ").lower()
 
 
 def confusion(tally: Tally) -> dict[tuple[str, str], int]:

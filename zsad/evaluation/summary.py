@@ -51,6 +51,12 @@ def number(figure: Figure) -> str:
     return f"{figure.value:.3f}" + (f" ± {figure.error:.3f}" if figure.error >= 0.0005 else "")
 
 
+def counts(results: Results) -> str:
+    """How many images there are; they add up."""
+    used = results.num_images - results.num_errors
+    return f"{results.num_images:,} listed = {used:,} compared + {results.num_errors:,} errors"
+
+
 def method_notes(info: EvaluationInfo) -> list[str]:
     """How the figures were taken, one sentence or two each."""
     return [
@@ -58,10 +64,10 @@ def method_notes(info: EvaluationInfo) -> list[str]:
         "bilinearly from the patch grid, masks are taken by the nearest pixel.",
         "Pixel figures pool all pixels of a product's images; each defect type is taken with all normal images of its "
         "product. Means are unweighted.",
-        "PRO is the mean overlap of 8-connected defect regions over the false-positive rate of all normal pixels, up to "
-        "0.3, divided by 0.3.",
-        "Image figures are exact. Pixel figures come from histograms of 16,384 bins; where that can move one by 0.0005 or "
-        "more, the bound is printed as ±.",
+        "PRO is the mean overlap of 8-connected defect regions over the false-positive rate of all normal pixels, up "
+        "to 0.3, divided by 0.3.",
+        "Image figures are exact. Pixel figures come from histograms of 32,768 bins; where that can move one by 0.0005 "
+        "or more, the bound is printed as ±.",
         "F1-max picks its threshold with the truth; false alarms and detections are those of the detector's own "
         f"threshold, {info.threshold:g}.",
     ]
@@ -78,8 +84,8 @@ def markdown(results: Results, errors: Sequence[ErrorRow], info: EvaluationInfo)
     parts += [reasons(results), "## How it was measured", "\n".join(f"- {note}" for note in method_notes(info))]
     if protocol := PROTOCOLS.get(info.layout):
         parts.append(
-            f"Published practice for {protocol.name}: {protocol.images}; compared at {protocol.resolution}; pooled over "
-            f"{protocol.pooling}; {protocol.metrics}. {protocol.published}."
+            f"Published practice for {protocol.name}: {protocol.images}; compared at {protocol.resolution}; pooled "
+            f"over {protocol.pooling}; {protocol.metrics}. {protocol.published}."
         )
     if errors:
         parts += ["## Images that could not be used", _error_table(errors)]
@@ -111,11 +117,10 @@ def terminal(results: Results, info: EvaluationInfo, page_uri: str) -> str:
         rows["mean"] = results.mean
     elif rows:
         rows |= next(iter(results.products)).types
-    used = results.num_images - results.num_errors
     lines = [
         f"detector   {info.detector}",
         f"data set   {info.dataset} ({info.chosen})",
-        f"images     {results.num_images:,} listed = {used:,} compared + {results.num_errors:,} errors",
+        f"images     {counts(results)}",
         f"page       {page_uri}",
         "",
         table("", rows),
@@ -125,10 +130,9 @@ def terminal(results: Results, info: EvaluationInfo, page_uri: str) -> str:
 
 
 def _facts(results: Results, info: EvaluationInfo) -> str:
-    used = results.num_images - results.num_errors
     return "\n".join(
         [
-            f"- images: {results.num_images:,} listed = {used:,} compared + {results.num_errors:,} errors; {info.chosen}",
+            f"- images: {counts(results)}; {_cell(info.chosen)}",
             f"- detector: {info.model}; object words: {_cell(', '.join(info.object_names))}",
             f"- thresholds from: {_cell(info.calibrated_on)}",
             f"- zsad {info.version}, {info.started} to {info.finished}",

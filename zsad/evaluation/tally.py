@@ -30,13 +30,14 @@ class ErrorRow:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """An image worth looking at; the first field orders."""
+    """An image worth looking at; the smaller `rank`, the more so."""
 
     rank: float
     key: str
     uri: str
+    mask: str | None
     product: str
     defect_type: str
     score: float
@@ -52,7 +53,8 @@ class Group:
         label: 0 normal, 1 anomalous.
         pixels: of the images that have a truth for each pixel.
         raw_scores: of each image, the method's own number.
-        type_scores: of each image, per defect word of the product's detector.
+        words: the defect words that the product's detector chose from; empty until an image says so.
+        type_scores: of each image, per word; empty for an image whose score is 0.
         answers: what images were called: a type, "unknown", or "good".
         num_anomalies: images whose score reached the threshold.
     """
@@ -60,6 +62,7 @@ class Group:
     label: int
     pixels: PixelTally = field(default_factory=empty_tally)
     raw_scores: list[float] = field(default_factory=list)
+    words: tuple[str, ...] = ()
     type_scores: list[NDArray[np.float64]] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     num_anomalies: int = 0
@@ -79,6 +82,7 @@ class Tally:
         """Count one table."""
         for row in results.to_pylist():
             group = self.groups.setdefault((row["product"], row["defect_type"]), Group(row["label"]))
+            group.words = group.words or tuple(row["words"])
             group.pixels += PixelTally.from_bytes(row["tally"])
             for image in row["images"]:
                 self._add_image(group, row["product"], row["defect_type"], image)
@@ -113,6 +117,7 @@ class Tally:
             rank=sign * image["score"],
             key=image["key"],
             uri=image["uri"],
+            mask=image["mask"],
             product=product,
             defect_type=defect_type,
             score=image["score"],

@@ -109,7 +109,7 @@ def render_gallery(selection: Selection, tiles_by_uri: Mapping[str, Tile], *, ru
     ]
     counts = selection.counts
     return (
-        _environment()
+        environment()
         .get_template("gallery.html")
         .render(
             run=run,
@@ -143,7 +143,7 @@ def _visible(character: str) -> str:
     return character
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Every value printed by a template goes through `printable`, then through HTML escaping."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
