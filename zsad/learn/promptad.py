@@ -10,7 +10,7 @@ share its keys and values; a state listed twice is encoded once and counted twic
 
 Legend: B images, P patches, D joint width, W text width, N contexts, C vectors of a context, U distinct states,
 A learned abnormal contexts, R prompts.
-Cost: 100 steps of (1 + U + 4) * N prompts; 3.2 s of one CPU core for both tasks over nano with 13 states and 4 images.
+Cost: 100 steps of (1 + U + 4) * N prompts; 5 to 6 s of one core of a busy CPU over nano, for 13 states and 4 images.
 Source: PromptAD (arXiv 2404.05231) and its code; shared prefixes and weighted states are ours.
 """
 
