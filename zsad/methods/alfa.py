@@ -9,15 +9,15 @@ bank. Each is the mean of its wordings in all templates. Per image,
 2. the image score is the probability of "abnormal" between them; where units were dropped, the margin is multiplied by
    the share of those kept, because a choice made on the same similarities sharpens the answer;
 3. the map compares patches with those directions: `patch_only` takes value-value tokens, which lie in the joint space
-   already; `ridge` and `transport` run windows, carry the directions to the local space (`zsad.methods.aligner`), and
-   mix that map half and half with the harmonic mean of image score and window scores;
+   already; `ridge` and `transport` run windows, carry the directions to the space of the ordinary patch tokens
+   (`zsad.methods.aligner`), and mix that map half and half with the harmonic mean of image score and window scores;
 4. image score and the map's peak are mixed as in zsad's WinCLIP; the paper's own fusion is unknown.
 
 The units that judged, the three most similar of each side, are the explanation. Normal images, where given, are
 remembered as WinCLIP does it.
 
 Legend: B images, P patches, (h, w) patch grid, M windows of one size, N units, D joint width.
-Cost: one pass of the tower (`patch_only`), or the tokens of 13 passes; N * 16 short texts once per detector.
+Cost: one pass of the tower (`patch_only`), or the tokens of 14 passes; N * 16 short texts once per detector.
 Source: ALFA (arXiv 2404.09654), abstract only; windows and few-shot after WinCLIP (arXiv 2303.14814).
 """
 
@@ -119,12 +119,16 @@ class Alfa:
     @torch.inference_mode()
     def predict(self, pixels_BHWC: Tensor) -> Prediction:
         """Score a batch; see `Method.predict`. Scores and maps are probabilities in (0, 1)."""
-        features, seen = self._encode(pixels_BHWC)
+        return self.judge(*self.encode(pixels_BHWC))
+
+    @torch.inference_mode()
+    def judge(self, features: ImageFeatures, seen: Mapping[int, Tensor], local_BPD: Tensor) -> Prediction:
+        """Score a batch that is encoded already; the arguments are what `encode` returns."""
         similarity_BN = similarity(features.image_BD, self.units_ND).double().cpu().numpy()
         choices = [contextual.choose(row_N, self.is_abnormal_N, self.config.mode) for row_N in similarity_BN]
         states_B2D = torch.stack([self._states(choice) for choice in choices])
         image_B = self._image_scores(features.image_BD, states_B2D, choices)
-        map_BP = self._map(features, seen, states_B2D, image_B)
+        map_BP = self._map(features, seen, local_BPD, states_B2D, image_B)
         score_B = fused(image_B, map_BP, self.config.map_weight, self.config.top_patches)
         if self._memory:
             score_B, map_BP = with_novelty(score_B, map_BP, memory.novelty(self._memory, features, seen))
@@ -137,9 +141,14 @@ class Alfa:
 
     def remember(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
         """The tensors of a method that knows these normal images; see `FewShot.remember`."""
-        return memory.collect(self._encode(pixels_BHWC) for pixels_BHWC in batches)
+        return memory.collect(self._windows(pixels_BHWC) for pixels_BHWC in batches)
 
-    def _encode(self, pixels_BHWC: Tensor) -> tuple[ImageFeatures, dict[int, Tensor]]:
+    def encode(self, pixels_BHWC: Tensor) -> tuple[ImageFeatures, dict[int, Tensor], Tensor]:
+        """Features of whole images, those of windows, and the patch tokens (B, P, D) that this aligner compares."""
+        features, seen = self._windows(pixels_BHWC)
+        return features, seen, windows.ordinary_tokens(self.backbone, pixels_BHWC) if seen else features.patches_BPD
+
+    def _windows(self, pixels_BHWC: Tensor) -> tuple[ImageFeatures, dict[int, Tensor]]:
         return windows.encode(self.backbone, pixels_BHWC, sizes=self._sizes, vv_start=self.config.vv_start)
 
     def _states(self, choice: Choice) -> Tensor:
@@ -153,10 +162,17 @@ class Alfa:
         share_B = torch.tensor([choice.share for choice in choices], device=image_BD.device)
         return probability(share_B * _margin(image_BD, states_B2D) / self.config.temperature)
 
-    def _map(self, features: ImageFeatures, seen: Mapping[int, Tensor], states_B2D: Tensor, image_B: Tensor) -> Tensor:
+    def _map(
+        self,
+        features: ImageFeatures,
+        seen: Mapping[int, Tensor],
+        local_BPD: Tensor,
+        states_B2D: Tensor,
+        image_B: Tensor,
+    ) -> Tensor:
         """The zero-shot map (B, P)."""
-        local_B2D = torch.stack([self._local(features, seen, *row) for row in enumerate(states_B2D)])
-        margin_BP = _margin(features.patches_BPD, local_B2D[:, None])
+        carried = [self._carried(features, seen, local_BPD, *row) for row in enumerate(states_B2D)]
+        margin_BP = _margin(local_BPD, torch.stack(carried)[:, None])
         patches_BP = probability(margin_BP / self.config.local_temperature)
         if not seen:
             return patches_BP
@@ -168,12 +184,14 @@ class Alfa:
         beta = self.config.beta
         return (1 - beta) * windows.harmonic_mean(scales) + beta * patches_BP
 
-    def _local(self, features: ImageFeatures, seen: Mapping[int, Tensor], row: int, states_2D: Tensor) -> Tensor:
+    def _carried(
+        self, features: ImageFeatures, seen: Mapping[int, Tensor], local_BPD: Tensor, row: int, states_2D: Tensor
+    ) -> Tensor:
         """One image's directions in the space of its patch tokens, (2, D)."""
         if not seen:
             return states_2D
         own = {size: windows_BMD[row] for size, windows_BMD in seen.items()}
-        sides = aligner.pairs(features.image_BD[row], own, features.patches_BPD[row], features.grid)
+        sides = aligner.pairs(features.image_BD[row], own, local_BPD[row], features.grid)
         if self.config.aligner == "transport":
             return aligner.transport(states_2D, *sides)
         return aligner.ridge(states_2D, *sides, share=self.config.ridge)

@@ -1,7 +1,8 @@
 """Carry text directions from the space of whole images to that of patch tokens, from one image and without training.
 
 CLIP aligns text with image embeddings, not with patch tokens. Every window of an image gives a pair: its embedding as a
-small image (global, where text fits) and the mean of its patch tokens (local). From those pairs
+small image (global, where text fits) and the mean of its patch tokens (local; the ordinary stream's, for value-value
+tokens lie in the joint space already). From those pairs
 
 - `ridge` fits the linear map W = G^T (G G^T + lambda I)^-1 L with lambda = `share` * trace(G G^T) / M and moves a text
   direction to t W. With L = G and lambda -> 0 it leaves every direction in the span of G as it is;

@@ -44,6 +44,15 @@ def encode(
     return features, {size: window_embeddings(backbone, tokens_BNW, features.grid, size) for size in sizes}
 
 
+@torch.inference_mode()
+def ordinary_tokens(backbone: Backbone, pixels_BHWC: Tensor) -> Tensor:
+    """Unit-length patch tokens (B, P, D) at the end of the ordinary stream, which text does not fit as they are."""
+    visual = backbone.model.visual
+    tokens_BNW = vision.embed(visual, backbone.normalise(pixels_BHWC))
+    streams = vision.run_blocks(visual, tokens_BNW, vv_start=backbone.num_layers)
+    return vision.to_joint(visual, streams.h_BNW[:, 1:])
+
+
 def window_patches(grid: tuple[int, int], size: int) -> Tensor:
     """Raster numbers (M, size * size) of the patches in every window, windows in raster order.
 

@@ -30,6 +30,7 @@ __all__ = ["RunInfo", "Selection", "Tile", "choose", "render_gallery"]
 NOT_READ = "the picture was not read again for this page"
 NO_MAP = "the heat map could not be made again for this page"
 _NUM_TYPES = 3
+_NUM_PROMPTS = 6
 _MAX_TEXT_CHARS = 1_100  # an S3 key has at most 1,024
 _CHART_WIDTH, _CHART_HEIGHT, _CHART_LEFT, _CHART_TOP, _CHART_BOTTOM = 440, 180, 54, 22, 24
 _GROUPS = (
@@ -247,6 +248,10 @@ def _figure(row: Row, tile: Tile, number: int) -> dict[str, Any]:
         "types": [
             {"name": item["name"], "percent": f"{100 * item['score']:.0f} %", "width": round(100 * item["score"])}
             for item in types[:_NUM_TYPES]
+        ],
+        "prompts": [
+            {"text": item["prompt"], "side": item["side"], "similarity": f"{item['similarity']:.3f}"}
+            for item in (row.get("explanation") or [])[:_NUM_PROMPTS]
         ],
         "num_regions": len(regions),
         "facts": {name: value for name, value in facts.items() if value},

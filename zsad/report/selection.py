@@ -28,7 +28,6 @@ NUM_BINS = 20
 BATCH_ROWS = 32_768
 _COLUMNS = ["uri", "status", "score", "raw_score", "threshold", "is_anomaly", "defect_type", "error_code"]
 _ERROR_COLUMNS = ["uri", "error_code", "error_message"]
-_UNUSED = {"explanation"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +189,7 @@ class _Scan:
         top, below = self.top.uris(), self.below.uris()
         above = self.above.uris(without=top, limit=self.num_near)
         normals = self.normals.uris(without=below, limit=self.num_normal)
-        names = [name for name in rows.schema.names if name not in _UNUSED]
-        found = _fetch(rows, [*top, *above, *below, *normals], names)
+        found = _fetch(rows, [*top, *above, *below, *normals], rows.schema.names)
         errors = self._error_uris()
         found_errors = _fetch(rows, errors, _ERROR_COLUMNS)
         return Selection(

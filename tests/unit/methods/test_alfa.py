@@ -13,7 +13,7 @@ from zsad.errors import ConfigError
 from zsad.methods import METHODS, Alfa, AlfaConfig, WinCLIP, WinCLIPConfig, aligner, memory
 from zsad.methods.base import FewShot, Subject
 from zsad.methods.contextual import choose
-from zsad.methods.windows import encode, harmonic_map, harmonic_mean
+from zsad.methods.windows import encode, harmonic_map, harmonic_mean, ordinary_tokens
 from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES
 
 MODES = ("none", "interval", "topk", "soft")
@@ -113,6 +113,7 @@ def test_windows_by_the_formula(tiny_backbone, mode, name):
     method = alfa(tiny_backbone, aligner=name, mode=mode, beta=0.3, **LOOKS)
     found = method.predict(pixels)
     features, windows = encode(tiny_backbone, pixels, sizes=(2, 3))
+    local_BPD = ordinary_tokens(tiny_backbone, pixels)
     for row in range(2):
         u, own = features.image_BD[row], {size: x[row] for size, x in windows.items()}
         chosen = choose((method.units_ND @ u).double().numpy(), method.is_abnormal_N, mode)
@@ -123,9 +124,9 @@ def test_windows_by_the_formula(tiny_backbone, mode, name):
         states = F.normalize(states, dim=-1)
         towards = states[1] - states[0]
         image = probability(chosen.share * (u @ towards) / 0.01)
-        sides = aligner.pairs(u, own, features.patches_BPD[row], (4, 5))
+        sides = aligner.pairs(u, own, local_BPD[row], (4, 5))
         local = aligner.ridge(states, *sides, 0.1) if name == "ridge" else aligner.transport(states, *sides)
-        patches = probability(features.patches_BPD[row] @ (local[1] - local[0]) / 0.07)
+        patches = probability(local_BPD[row] @ (local[1] - local[0]) / 0.07)
         scales = [harmonic_map(probability(x @ towards / 0.01)[None], (4, 5), size)[0] for size, x in own.items()]
         expected = 0.7 * harmonic_mean([image.expand(20), *scales]) + 0.3 * patches
         torch.testing.assert_close(found.map_Bhw[row].flatten(), expected, atol=1e-4, rtol=0)

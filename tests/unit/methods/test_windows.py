@@ -12,6 +12,7 @@ from zsad.methods.windows import (
     harmonic_map,
     harmonic_mean,
     num_tokens,
+    ordinary_tokens,
     window_embeddings,
     window_patches,
 )
@@ -129,6 +130,14 @@ def test_embeddings_have_unit_length_and_the_joint_width(tiny_backbone):
     assert {size: tuple(x.shape) for size, x in windows.items()} == {2: (2, 12, 32), 3: (2, 6, 32)}
     for x in windows.values():
         torch.testing.assert_close(x.norm(dim=-1), torch.ones(x.shape[:2]))
+
+
+def test_ordinary_tokens_are_open_clips_own(tiny_backbone):
+    """Its blocks, `ln_post` and the projection, without the class token."""
+    pixels, visual = tiny_model.pixels(2, 32, 32), tiny_backbone.model.visual
+    ends = visual.ln_post(visual.transformer(vision.embed(visual, tiny_backbone.normalise(pixels)))[:, 1:])
+    expected = torch.nn.functional.normalize(ends @ visual.proj, dim=-1)
+    torch.testing.assert_close(ordinary_tokens(tiny_backbone, pixels), expected, atol=1e-5, rtol=0)
 
 
 def test_without_windows_the_tower_runs_once(tiny_backbone):

@@ -129,7 +129,8 @@ def test_the_page_asks_no_other_host_and_runs_no_script():
 def test_hostile_names_are_escaped_wherever_they_appear():
     error = {"uri": HOSTILE + "e", "error_code": "decode", "error_message": HOSTILE}
     types = [{"name": HOSTILE, "score": 0.9}]
-    hostile_row = row(HOSTILE, defect_type=HOSTILE, defect_scores=types, detector=HOSTILE)
+    told = [{"prompt": HOSTILE, "side": "abnormal", "similarity": 0.25}]
+    hostile_row = row(HOSTILE, defect_type=HOSTILE, defect_scores=types, detector=HOSTILE, explanation=told)
     chosen = selection(top=[hostile_row], normals=[row(HOSTILE + "2", 0.1)], errors=[error], types={HOSTILE: 1})
     run = replace(RUN, input_url=HOSTILE, object_name=HOSTILE, detector=HOSTILE, partition={HOSTILE: HOSTILE})
     html = page(chosen, {HOSTILE: tile(), HOSTILE + "2": Tile(thumbnail=None, anomaly_map=None, reason=HOSTILE)}, run)
@@ -139,6 +140,15 @@ def test_hostile_names_are_escaped_wherever_they_appear():
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", html)
     assert r"\n\x1b[31mred\u202egnp.exe{{ 7*7 }}" in reader.text
     assert "<script>alert(1)</script>" in reader.text
+
+
+def test_the_prompts_that_judged_are_shown_and_no_more_than_six():
+    told = [{"prompt": f"look {n}", "side": "normal", "similarity": 0.12345} for n in range(8)]
+    text = Reader(page(selection(top=[row(explanation=told)]), {})).text
+    assert "Prompts that judged it" in text
+    assert "look 5 0.123" in " ".join(text.split())
+    assert "look 6" not in text
+    assert "Prompts that judged it" not in Reader(page(selection(top=[row()]), {})).text
 
 
 def test_invisible_characters_are_shown_as_escapes_and_long_texts_are_cut():

@@ -128,12 +128,13 @@ def test_the_pass_over_all_rows_reads_no_wide_column():
     assert not {"regions", "defect_scores", "explanation", "error_message"} & set(selection._COLUMNS)
 
 
-def test_chosen_rows_come_with_regions_and_partition_fields():
+def test_chosen_rows_come_with_regions_explanations_and_partition_fields():
     region = {"x": 1, "y": 2, "width": 3, "height": 4, "area_px": 12, "score": 0.9, "defect_type": "dent", "rle": "0"}
-    row = choose(dataset([ok("u", 0.9, regions=[region], line="A3")])).top[0]
+    told = [{"prompt": "a nick", "side": "abnormal", "similarity": 0.25}]
+    row = choose(dataset([ok("u", 0.9, regions=[region], explanation=told, line="A3")])).top[0]
     assert row["regions"] == [region]
     assert row["line"] == "A3"
-    assert "explanation" not in row
+    assert row["explanation"] == told
 
 
 def test_an_empty_report_gives_empty_groups():
