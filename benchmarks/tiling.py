@@ -3,9 +3,9 @@
 OMP_NUM_THREADS=1 python benchmarks/tiling.py [--detector nano] [--data ../shared/data/magnetic_tile] [--rounds 3]
 
 Rates are of `inspect_pixels` on full batches of noise, per second of CPU time, so that other processes matter less;
-median of some rounds taken in turn. Image AUROC is the mean over defect types, where `matched` is 1 (equal lighting); pixel AUROC
-pools all images at their own size, from histograms. AUROC depends on ranks only, so all settings keep the bundle's
-calibration, which is monotone; a user's is fitted anew.
+median of some rounds taken in turn. Image AUROC is the mean over defect types, where `matched` is 1 (equal lighting);
+pixel AUROC pools all images at their own size, from histograms. AUROC depends on ranks only, so all settings keep the
+bundle's calibration, which is monotone; a user's is fitted anew.
 """
 
 import argparse
