@@ -9,7 +9,6 @@ import torch
 from zsad.errors import ConfigError
 from zsad.learn import dapo as module
 from zsad.learn.dapo import DAPOTrainer, DAPOTraining, TypedBatch, level_loss, losses_of, shrink_types
-from zsad.learn.losses import dice_loss, focal_loss
 from zsad.methods import DAPO
 from zsad.methods.base import Subject
 from zsad.methods.dapo import DAPOConfig, encode_classes, encode_pixels
@@ -52,21 +51,14 @@ def test_image_loss_by_hand(tiny_backbone, batch, monkeypatch):
 
 
 def test_level_loss_is_focal_and_two_dices_of_the_upsampled_shares():
-    """Two patches side by side, one all normal, one all second word; with aligned corners the middle is half each."""
-    directions = torch.eye(3)
+    """Two patches side by side, all normal and all second word; aligned corners put quarters between five pixels."""
     patches = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
-    types = torch.tensor([[[0, 2, 2]]])
-    found = level_loss(patches, directions, types, (1, 2), 0.01)
-    shares = torch.tensor([[[[1.0, 0.5, 0.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.5, 1.0]]]])
-    expected = (
-        focal_loss(shares, types)
-        + dice_loss(shares[:, 0], torch.tensor([[[1, 0, 0]]]))
-        + dice_loss(shares[:, 2], torch.tensor([[[0, 1, 1]]]))
-    )
-    torch.testing.assert_close(found, expected)
-    half = 0.25 * math.log(2) / 3  # focal: one pixel of three, p = 1/2
-    dices = (1 - 3 / 3.5) + (1 - 4 / 4.5)  # (2 * 1 + 1) / (1.5 + 1 + 1), (2 * 1.5 + 1) / (1.5 + 2 + 1)
-    assert found.item() == pytest.approx(half + dices, abs=1e-4)
+    types = torch.tensor([[[0, 0, 2, 2, 2]]])
+    found = level_loss(patches, torch.eye(3), types, (1, 2), 0.01)
+    focal = (2 * 0.25**2 * math.log(4 / 3) + 0.5**2 * math.log(2)) / 5  # true shares 1, 3/4, 1/2, 3/4, 1
+    normal = 1 - (2 * 1.75 + 1) / (2.5 + 2 + 1)
+    defect = 1 - (2 * 2.25 + 1) / (2.5 + 3 + 1)
+    assert found.item() == pytest.approx(focal + normal + defect, abs=1e-4)
 
 
 def test_a_type_taken_for_another_costs_focal_loss_only():
