@@ -137,7 +137,11 @@ class Detector:
             peaks += found[1]
         known = few_shot.support(pixels)
         log.info("%s: %d of them are remembered, %d set the thresholds", source, len(known), len(pixels))
-        source += ", judged in all their orientations" if few_shot.is_approximate(len(pixels)) else ""
+        if few_shot.is_approximate(len(pixels)):
+            source += ", judged in all their orientations"
+            log.warning(
+                "%s: thresholds from %d images are rough; give %d or more", source, len(pixels), few_shot.ENOUGH
+            )
         fitted = replace(calibration.fit(scores, peaks, source=source), num_normals=len(pixels))
         return self._remembering(known)._with(calibration=fitted)
 

@@ -7,8 +7,8 @@ anomaly. Every image is therefore judged by a memory of others, and only in the 
 - 2 to 7: each image is judged by a memory of the others, in its eight orientations (flips and quarter turns), so that
   there are enough numbers to fit. Orientations of one image resemble each other more than new images do, and an object
   with an upright position looks stranger lying down: these thresholds are approximate.
-- 1: the image, and then its half turn, is remembered, and its seven other orientations are judged. More approximate
-  still: nothing tells how much normal images differ.
+- 1: the image, and then its half turn, is remembered, and its seven other orientations are judged. Rough: nothing tells
+  how much normal images differ, so expect many false alarms until a threshold is set by hand or more images are given.
 
 In the folds a memory holds fewer images than in the end, so distances come out a little larger and thresholds a little
 higher than exact ones; above `MAX_SUPPORT` images that difference is gone.
@@ -33,6 +33,8 @@ MAX_SUPPORT = 16
 MAX_KEPT = 512
 """Images used at most, evenly spaced over those given; one at 1,024 px has 3 MB."""
 FOLDS = 4
+ENOUGH = MIN_NORMALS
+"""From this many images on, thresholds need no orientations."""
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
@@ -74,7 +76,7 @@ def support(pixels: Sequence[Pixels]) -> list[Pixels]:
 
 def splits(pixels: Sequence[Pixels]) -> Iterator[Split]:
     """The memories and what each judges, by the rule of this module; `pixels` are squares, at least one."""
-    if len(pixels) >= MIN_NORMALS:
+    if len(pixels) >= ENOUGH:
         for fold in range(FOLDS):
             others = [image for index, image in enumerate(pixels) if index % FOLDS != fold]
             yield Split(support(others), list(pixels[fold::FOLDS]))
@@ -89,7 +91,7 @@ def splits(pixels: Sequence[Pixels]) -> Iterator[Split]:
 
 def is_approximate(num_images: int) -> bool:
     """Whether so few images leave the thresholds to their own orientations."""
-    return num_images < MIN_NORMALS
+    return num_images < ENOUGH
 
 
 def orientations(image: Pixels) -> list[Pixels]:

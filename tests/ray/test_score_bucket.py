@@ -31,6 +31,7 @@ from zsad.distributed import batch
 from zsad.distributed.batch import score_bucket
 from zsad.errors import CommitConflict, ConfigError, StorageError, TooManyBadImages
 from zsad.images import DecodeLimits, decode_image
+from zsad.prompts.bank import Phrase, PromptBank, write_bank
 from zsad.report import ledger, read_report
 from zsad.report.publish import load_run_manifest
 from zsad.scoring import encode_map
@@ -335,6 +336,22 @@ def test_one_normal_image_is_remembered(scored, tmp_path):
     assert "in all their orientations" in stored.calibration.source
     rows = rows_by_key(scored.folder, output)
     assert not rows["line1/cam1/000.png"]["is_anomaly"]
+
+
+def test_alfa_with_a_prompt_bank_explains_every_image(scored, tmp_path):
+    normals, output, bank = tmp_path / "normals", tmp_path / "report", str(tmp_path / "bank.json")
+    normals.mkdir()
+    shutil.copyfile(scored.folder / "line1/cam1/000.png", normals / "one.png")
+    phrases = (Phrase(text="an even {} coat", side="normal"), Phrase(text="a nick", side="abnormal"))
+    write_bank(bank, PromptBank(object_name="gearbox", phrases=phrases))
+    chosen = {"detector": "nano:alfa", "prompts": bank, "settings": ("mode=topk",), "include": ("line1/cam1/00*",)}
+    score_bucket(config_for(scored.folder, output, normals=str(normals), **chosen))
+    stored = read_config(str(output / "runs" / latest(output) / "detector"))
+    assert stored.object_name == "gearbox"
+    assert stored.settings == {"normal": ["an even {} coat"], "abnormal": ["a nick"], "mode": "topk"}
+    for row in rows_by_key(scored.folder, output).values():
+        assert [told["side"] for told in row["explanation"]] == ["normal"] * 3 + ["abnormal"] * 3
+        assert all("gearbox" in told["prompt"] for told in row["explanation"])
 
 
 def test_normals_that_are_no_images_end_the_job_with_nothing_written(scored, tmp_path):
