@@ -140,7 +140,7 @@ def _image_roc(good: Group, defects: list[Group]) -> Curve | None:
 
 def _image_precision(good: Group, defects: list[Group]) -> Curve | None:
     counts = _image_counts(good, defects)
-    return None if counts is None else (counts.true_T / counts.num_true, precision(counts))
+    return None if counts is None else _precision(counts)
 
 
 def _image_counts(good: Group, defects: list[Group]) -> Cumulated | None:
@@ -152,6 +152,12 @@ def _image_counts(good: Group, defects: list[Group]) -> Cumulated | None:
 
 def _roc(counts: Cumulated) -> Curve:
     return np.append(0, counts.false_T / counts.num_false), np.append(0, counts.true_T / counts.num_true)
+
+
+def _precision(counts: Cumulated) -> Curve:
+    """Recall and precision, from the first threshold that anything reaches."""
+    reached_T = counts.true_T + counts.false_T > 0
+    return (counts.true_T / counts.num_true)[reached_T], precision(counts)[reached_T]
 
 
 def _pixels(good: Group, defects: list[Group]) -> PixelTally | None:
@@ -168,8 +174,7 @@ def _pixel_roc(good: Group, defects: list[Group]) -> Curve | None:
 def _pixel_precision(good: Group, defects: list[Group]) -> Curve | None:
     if (pixels := _pixels(good, defects)) is None:
         return None
-    counts = pixel_counts(pixels)
-    return counts.true_T / counts.num_true, precision(counts)
+    return _precision(pixel_counts(pixels))
 
 
 def _overlap(good: Group, defects: list[Group]) -> Curve | None:

@@ -12,7 +12,7 @@ from zsad.datasets.labelled import GOOD
 from zsad.datasets.protocols import PROTOCOLS
 from zsad.defect_types import UNKNOWN
 from zsad.evaluation.charts import HEIGHT, WIDTH, charts
-from zsad.evaluation.figures import TITLES, Figure, Results
+from zsad.evaluation.figures import TITLES, Figure, ProductFigures, Results
 from zsad.evaluation.summary import NUM_ERRORS, EvaluationInfo, method_notes, number, reasons
 from zsad.evaluation.tally import Seen, Tally
 from zsad.report import overlay
@@ -34,6 +34,7 @@ def render_page(results: Results, tally: Tally, tiles_by_uri: Mapping[str, Tile]
         ("alarms", "Worst false alarms", "Normal images with the highest scores.", tally.false_alarms),
         ("misses", "Worst misses", "Anomalous images with the lowest scores.", tally.misses),
     )
+    metrics = [metric for metric in TITLES if results.mean[metric].value is not None] or list(TITLES)
     return (
         environment()
         .get_template("evaluation.html")
@@ -41,10 +42,10 @@ def render_page(results: Results, tally: Tally, tiles_by_uri: Mapping[str, Tile]
             info=info,
             results=results,
             num_used=results.num_images - results.num_errors,
-            titles=TITLES,
+            titles={metric: TITLES[metric] for metric in metrics},
             headline=[{"title": TITLES[name], **_cell(results.mean[name])} for name in _HEADLINE],
-            products=_products(results),
-            types=[_types(product) for product in results.products],
+            products=_products(results, metrics),
+            types=[_types(product, metrics) for product in results.products],
             charts=charts(tally),
             chart_size=(WIDTH, HEIGHT),
             confusion=_confusion(results.confusion),
@@ -68,23 +69,24 @@ def _cell(figure: Figure) -> dict[str, str]:
     return {"text": number(figure), "reason": figure.reason}
 
 
-def _row(name: str, figures: Mapping[str, Figure], note: str = "") -> dict[str, Any]:
-    return {"name": name, "note": note, "cells": [_cell(figures[metric]) for metric in TITLES]}
+def _row(name: str, note: str, figures: Mapping[str, Figure], metrics: Sequence[str]) -> dict[str, Any]:
+    return {"name": name, "note": note, "cells": [_cell(figures[metric]) for metric in metrics]}
 
 
-def _products(results: Results) -> list[dict[str, Any]]:
+def _products(results: Results, metrics: Sequence[str]) -> list[dict[str, Any]]:
     rows = [
-        _row(product.product, product.figures, f"{product.num_normal:,} normal, {product.num_anomalous:,} anomalous")
-        for product in results.products
+        _row(p.product, f"{p.num_normal:,} normal, {p.num_anomalous:,} anomalous", p.figures, metrics)
+        for p in results.products
     ]
-    return [*rows, _row("mean", results.mean, f"of {len(rows)} products")] if len(rows) > 1 else rows
+    return [*rows, _row("mean", f"of {len(rows)} products", results.mean, metrics)] if len(rows) > 1 else rows
 
 
-def _types(product: Any) -> dict[str, Any]:
+def _types(product: ProductFigures, metrics: Sequence[str]) -> dict[str, Any]:
     """Rows of one product's types, and its figures at the threshold."""
-    rows = [_row(kind, figures, f"{product.num_by_type[kind]:,} images") for kind, figures in product.types.items()]
+    counts = product.num_by_type
+    rows = [_row(kind, f"{counts[kind]:,} images", figures, metrics) for kind, figures in product.types.items()]
     if len(rows) > 1:
-        rows.append(_row("mean of types", product.mean_of_types, f"of {len(rows)} types"))
+        rows.append(_row("mean of types", f"of {len(rows)} types", product.mean_of_types, metrics))
     return {
         "product": product.product,
         "num_normal": product.num_normal,
@@ -144,7 +146,7 @@ def _figure(item: Seen, tiles_by_uri: Mapping[str, Tile]) -> dict[str, Any]:
         "uri": item.uri,
         "product": item.product,
         "truth": item.defect_type,
-        "answer": (item.answer or UNKNOWN) if item.is_anomaly else "passed as normal",
+        "answer": (item.answer or UNKNOWN) if item.is_anomaly else "passed",
         "is_anomaly": item.is_anomaly,
         "score": f"{item.score:.3f}" if item.score >= 0.0005 else "< 0.001",
         "picture": picture,

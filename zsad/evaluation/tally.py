@@ -69,7 +69,7 @@ class Group:
 
 
 class Tally:
-    """Adds up tables with `zsad.evaluation.compare.RESULT_SCHEMA`; their order does not matter but for rounding."""
+    """Adds up tables with `zsad.evaluation.compare.RESULT_SCHEMA`; their order does not matter."""
 
     def __init__(self) -> None:
         self.groups: dict[tuple[str, str], Group] = {}

@@ -237,6 +237,11 @@ def test_protocols_are_of_layouts_that_can_be_read():
     assert len(protocol_table().splitlines()) == len(PROTOCOLS) + 2
 
 
+def test_the_documentation_prints_the_protocols_as_they_are():
+    docs = Path(__file__).resolve().parents[3] / "docs" / "evaluation.md"
+    assert protocol_table() in docs.read_text()
+
+
 @pytest.mark.parametrize(("name", "normal", "anomalous"), [("magnetic_tile", 280, 386), ("neu_det", 0, 240)])
 def test_shared_sets_have_the_images_their_readme_counts(name, normal, anomalous):
     if not (SHARED / name / "index.csv").exists():

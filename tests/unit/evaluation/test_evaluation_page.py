@@ -21,7 +21,7 @@ INFO = EvaluationInfo(
     detector="nano",
     model="nano, winclip, fp32, 224 px",
     object_names=("object",),
-    calibrated_on="256: procedural normal images",
+    calibrated_on="procedural normal images (256 images)",
     threshold=0.5,
     compared_at="256 x 256 px",
     started="2026-01-01T00:00:00+00:00",
@@ -68,6 +68,17 @@ def test_the_page_shows_figures_curves_confusion_the_worst_and_the_errors(tally)
     assert "518 x 518 (FAPrompt)" in html  # the published protocol
 
 
+def test_long_curves_are_drawn_whole():
+    """Text is cut at 1,100 characters, curves are not."""
+    rng = np.random.default_rng(0)
+    counted = Tally()
+    counted.add(group("part", "good", [image(f"g{k}", score) for k, score in enumerate(rng.random(300))]))
+    counted.add(group("part", "crack", [image(f"c{k}", score) for k, score in enumerate(rng.random(300))]))
+    points = re.findall(r'points="([^"]*)"', page(counted))
+    assert len(points) == 2
+    assert all(len(text) > 1100 and re.fullmatch(r"[\d., ]+", text) for text in points)
+
+
 def test_the_page_asks_nobody_for_anything_and_runs_nothing(tally):
     html = page(tally)
     assert "default-src 'none'" in html
@@ -91,6 +102,8 @@ def test_figures_that_cannot_be_had_say_why():
     found = results(counted)
     html, text = page(counted), markdown(found, [], INFO)
     assert "there are no normal images" in html
+    assert "Image F1-max</th>" not in html  # a column without any figure is left out
+    assert "Pixel AUROC</th>" in html
     assert "- Image AUROC: there are no normal images" in text
     assert "| part | - | - | - | 1.000 |" in text
 
