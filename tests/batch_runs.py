@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from zsad.batch_config import BatchConfig
-from zsad.bundle import parse_ref, read_config
 from zsad.datasets.synthetic import SyntheticConfig, generate
 from zsad.distributed.batch import open_run
+from zsad.distributed.prepare import prepare_detector
 from zsad.report import read_report
 from zsad.report.lease import Lease
 from zsad.storage import open_store
@@ -127,10 +127,7 @@ def config_for(folder: Path | str, output: Path | str, **changes: Any) -> BatchC
 
 def register_run(config: BatchConfig) -> tuple[str, Lease]:
     """Start a run as a driver does, and hold it without scoring anything; returns its id and the lease."""
-    detector = read_config(parse_ref("nano").url)
-    assert detector.calibration is not None
-    calibrated = replace(detector, calibration=replace(detector.calibration, threshold=config.threshold))
-    state, lease = open_run(config, open_store(config.output), calibrated.fingerprint())
+    state, lease = open_run(config, open_store(config.output), prepare_detector(config).fingerprint())
     return state.run_id, lease
 
 

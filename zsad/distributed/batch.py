@@ -75,7 +75,7 @@ def score_bucket(config: BatchConfig) -> None:
 def _run(config: BatchConfig, output: Store, resources: Resources, started: float) -> None:
     count_scorers(config, resources)
     prepared = prepare_detector(config)
-    state, lease = open_run(config, output, prepared.config.fingerprint())
+    state, lease = open_run(config, output, prepared.fingerprint())
     with lease:
         bundle_url = output.uri(run_key(state.run_id, "detector"))
         write_bundle(bundle_url, prepared.config, prepared.tensors)

@@ -8,6 +8,7 @@ written.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import ray
 
@@ -15,6 +16,7 @@ from zsad.batch_config import BatchConfig
 from zsad.bundle import BundleRef, DetectorConfig, parse_ref, read_config, read_tensors
 from zsad.errors import ConfigError, ErrorCode, ImageError, StorageError
 from zsad.images import DecodeLimits, RgbImage, decode_image
+from zsad.report.ledger import config_hash
 from zsad.storage import open_store
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,10 @@ class Prepared:
 
     config: DetectorConfig
     tensors: bytes
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides values: the description, and what was learned or remembered."""
+        return config_hash({"detector": self.config.fingerprint(), "tensors": sha256(self.tensors).hexdigest()})
 
 
 def prepare_detector(config: BatchConfig) -> Prepared:
