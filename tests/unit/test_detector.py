@@ -307,8 +307,9 @@ def test_word_lists_that_can_not_be_used_are_refused(saved, words):
         load_detector(saved(), device="cpu", defect_words=words)
 
 
-def test_all_detectors_share_one_backbone(tiny_folder, tiny_detector, few_procedural):
-    assert load_detector(str(tiny_folder), device="cpu").backbone is tiny_detector.backbone
+def test_all_detectors_share_one_backbone(tiny_folder, few_procedural):
+    first, second = (load_detector(f"{tiny_folder}{method}", device="cpu") for method in ("", ":alfa"))
+    assert first.backbone is second.backbone
 
 
 # Resolution
