@@ -5,32 +5,33 @@
 <product>/test/<normal or defect type>/x.png
 <product>/ground_truth/<defect type>/x_mask.png  or  x.png, any image ending
 ```
-MVTec AD, MPDD, MAD (give MAD-Sim or MAD-Real), BTAD and the re-arranged VisA differ only in names. The root may hold
-products or be one. `plain` reads a folder without splits and masks: `good/` and one folder a defect type.
+MVTec AD, MPDD, MAD (give MAD-Sim or MAD-Real), BTAD and the re-arranged VisA differ only in names: a normal folder is
+`good`, `ok` or `normal`, in small or large letters. The root may hold products or be one. A product without any mask
+has image figures only; where there are some, every defective image must have one. `plain` reads a folder without
+splits and masks: a normal folder and one folder a defect type.
 
 Cost: memory holds the mask names of one product.
 """
 
 from collections.abc import Iterator
-from functools import partial
 
-from zsad.datasets.labelled import GOOD, LabelledImage, has_folder, is_image, root_name, stem
+from zsad.datasets.labelled import GOOD, LabelledImage, has_folder, is_image, root_name
 from zsad.errors import ConfigError
 from zsad.storage import Store
 
 NORMAL_NAMES = ("good", "ok", "normal")
 _SPLITS = ("train", "test")
+_MASKS = "ground_truth/"
+
+Masks = dict[tuple[str, str], str]
+"""(defect type, image's path below it without ending) -> key of the mask."""
 
 
-def read_split_folders(store: Store, *, normal: str) -> Iterator[LabelledImage]:
+def read_split_folders(store: Store) -> Iterator[LabelledImage]:
     """Images of all products, sorted by product, split, type and name.
 
-    Args:
-        store: the products' folder, or one product's.
-        normal: what the layout calls its normal folders.
-
     Raises:
-        ConfigError: if there is no product.
+        ConfigError: if there is no product, an image lies in no type's folder or has two masks.
         StorageError: if it can't be listed.
     """
     for prefix, product in _products(store):
@@ -39,14 +40,14 @@ def read_split_folders(store: Store, *, normal: str) -> Iterator[LabelledImage]:
             for info in store.list(f"{prefix}{split}/"):
                 if not is_image(info.key):
                     continue
-                kind = info.key.removeprefix(f"{prefix}{split}/").split("/")[0]
-                is_good = kind == normal
+                kind, name = _type_and_name(info.uri, info.key.removeprefix(f"{prefix}{split}/"))
+                is_good = kind.lower() in NORMAL_NAMES
                 yield LabelledImage(
                     key=info.key,
                     uri=info.uri,
                     label=int(not is_good),
                     defect_type=GOOD if is_good else kind,
-                    mask=None if is_good else masks.get((kind, stem(info.key)), _expected_mask(prefix, kind, info.key)),
+                    mask=None if is_good or not masks else masks.get((kind, name), _expected_mask(prefix, kind, name)),
                     product=product,
                     split=split,
                 )
@@ -62,9 +63,7 @@ def read_plain_folder(store: Store) -> Iterator[LabelledImage]:
     for info in store.list():
         if not is_image(info.key):
             continue
-        kind, separator, _ = info.key.partition("/")
-        if not separator:
-            raise ConfigError(f"{info.uri} lies in no folder: its truth is unknown; move it to good/ or to a defect's")
+        kind, _ = _type_and_name(info.uri, info.key)
         is_good = kind.lower() in NORMAL_NAMES
         yield LabelledImage(
             key=info.key,
@@ -93,16 +92,34 @@ def _products(store: Store) -> list[tuple[str, str]]:
     return products
 
 
-def _masks(store: Store, prefix: str) -> dict[tuple[str, str], str]:
-    """(defect type, image's name) -> key of its mask."""
-    root = f"{prefix}ground_truth/"
-    keys = (info.key for info in store.list(root) if is_image(info.key))
-    return {(key.removeprefix(root).split("/")[0], stem(key).removesuffix("_mask")): key for key in keys}
+def _type_and_name(uri: str, path: str) -> tuple[str, str]:
+    """An image's type and its path below the type's folder, without its ending.
+
+    Raises:
+        ConfigError: if it lies in no folder.
+    """
+    kind, separator, name = path.partition("/")
+    if not separator:
+        raise ConfigError(f"{uri} lies in no folder: its truth is unknown; move it to good/ or to a defect's")
+    return kind, name.rpartition(".")[0]
 
 
-def _expected_mask(prefix: str, kind: str, key: str) -> str:
-    return f"{prefix}ground_truth/{kind}/{stem(key)}_mask.png"
+def _masks(store: Store, prefix: str) -> Masks:
+    """All masks of a product; one kept a folder deeper than its image (several masks an image) fits no image.
+
+    Raises:
+        ConfigError: if two would fit one image.
+    """
+    masks: Masks = {}
+    for info in store.list(f"{prefix}{_MASKS}"):
+        if not is_image(info.key):
+            continue
+        kind, name = _type_and_name(info.uri, info.key.removeprefix(f"{prefix}{_MASKS}"))
+        known = masks.setdefault((kind, name.removesuffix("_mask")), info.key)
+        if known != info.key:
+            raise ConfigError(f"{store.uri(known)} and {info.uri} are masks of one image; keep one of them")
+    return masks
 
 
-read_mvtec = partial(read_split_folders, normal="good")
-read_btad = partial(read_split_folders, normal="ok")
+def _expected_mask(prefix: str, kind: str, name: str) -> str:
+    return f"{prefix}{_MASKS}{kind}/{name}_mask.png"

@@ -59,8 +59,8 @@ def as_word(defect_type: str) -> str:
 
 
 def is_image(key: str) -> bool:
-    """Whether the name is that of an image."""
-    return key.lower().endswith(IMAGE_SUFFIXES)
+    """Whether the name is that of an image; hidden files (`._x.png` of archives made on a Mac) are none."""
+    return key.lower().endswith(IMAGE_SUFFIXES) and not key.rpartition("/")[2].startswith(".")
 
 
 def stem(key: str) -> str:

@@ -4,9 +4,9 @@
 realiad_jsons/realiad_jsons/<product>.json      or realiad_jsons/<product>.json
 realiad_1024/<product>/...                      the largest size that is there is read
 ```
-Each list has `meta.normal_class`, `meta.prefix` and, per split, `image_path`, `mask_path` (null where the defect can't
-be seen) and `anomaly_class`. A list names camera views; what is normal in one view is labelled so even if the part is
-not. Types are codes there; they are spelt out here.
+Each list has `meta.normal_class`, `meta.prefix` and, per split, `image_path`, `mask_path` (or null) and
+`anomaly_class`. A list names camera views; what is normal in one view is labelled so even if the part is not. A defect
+without a mask counts for image figures only. Types are codes there; they are spelt out here.
 """
 
 import json
@@ -69,15 +69,13 @@ def _read_list(store: Store, key: str, images: str) -> Iterator[LabelledImage]:
         raise ConfigError(f"{place} is no list of Real-IAD: {type(error).__name__} {error}") from error
     for split, image, mask, kind in rows:
         is_good = kind == normal
-        if not is_good and not mask:
-            raise ConfigError(f"{place}: {image} is {kind} but has no mask_path")
         image_key = checked_key(f"{images}/{prefix}{image}", place)
         yield LabelledImage(
             key=image_key,
             uri=store.uri(image_key),
             label=int(not is_good),
             defect_type=GOOD if is_good else TYPES.get(kind, kind),
-            mask=None if is_good else checked_key(f"{images}/{prefix}{mask}", place),
+            mask=checked_key(f"{images}/{prefix}{mask}", place) if mask and not is_good else None,
             product=stem(key),
             split=split,
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from zsad.datasets.folders import read_btad, read_mvtec, read_plain_folder
+from zsad.datasets.folders import read_plain_folder, read_split_folders
 from zsad.datasets.index import read_index
 from zsad.datasets.labelled import LabelledImage, require_listing
 from zsad.datasets.real_iad import read_real_iad
@@ -15,11 +15,11 @@ from zsad.storage import Store, open_store
 Reader = Callable[[Store], Iterator[LabelledImage]]
 
 READERS: dict[str, Reader] = {
-    "mvtec": read_mvtec,
+    "mvtec": read_split_folders,
     "visa": read_visa,
-    "mpdd": read_mvtec,
-    "mad": read_mvtec,
-    "btad": read_btad,
+    "mpdd": read_split_folders,
+    "mad": read_split_folders,
+    "btad": read_split_folders,
     "real_iad": read_real_iad,
     "index": read_index,
     "folder": read_plain_folder,

@@ -7,7 +7,7 @@ type "bad" only.
 
 from collections.abc import Iterator
 
-from zsad.datasets.folders import read_mvtec
+from zsad.datasets.folders import read_split_folders
 from zsad.datasets.labelled import ANOMALY, COMBINED, GOOD, LabelledImage, checked_key, read_csv
 from zsad.errors import ConfigError
 from zsad.storage import Store
@@ -25,7 +25,7 @@ def read_visa(store: Store) -> Iterator[LabelledImage]:
         StorageError: if it can't be read.
     """
     if not store.exists(SPLIT_FILE):
-        yield from read_mvtec(store)
+        yield from read_split_folders(store)
         return
     types: dict[str, dict[str, str]] = {}
     for place, row in read_csv(store, SPLIT_FILE, _COLUMNS):

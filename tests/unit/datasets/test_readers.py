@@ -61,15 +61,46 @@ def test_one_product_may_be_the_root_and_uris_are_absolute(tmp_path):
 
 
 def test_a_missing_mask_keeps_its_expected_name_so_that_reading_it_can_name_it(tmp_path):
-    touch(tmp_path, "nut/test/bent/000.png")
+    touch(tmp_path, "nut/test/bent/000.png", "nut/test/bent/001.png", "nut/ground_truth/bent/001_mask.png")
     assert read("mvtec", tmp_path)[0].mask == "nut/ground_truth/bent/000_mask.png"
+
+
+def test_a_product_without_any_mask_has_no_truth_of_pixels(tmp_path):
+    touch(tmp_path, "01Cat/test/good/0.png", "01Cat/test/Burrs/0.png", "02Pig/test/Burrs/0.png")
+    touch(tmp_path, "02Pig/ground_truth/Burrs/0_mask.png")
+    masks = {image.key: image.mask for image in read("mad", tmp_path) if image.label}
+    assert masks == {"01Cat/test/Burrs/0.png": None, "02Pig/test/Burrs/0.png": "02Pig/ground_truth/Burrs/0_mask.png"}
+
+
+def test_a_mask_lies_where_its_image_does_below_the_type(tmp_path):
+    """Images of the same name in two folders have their own masks; a folder of masks an image fits none."""
+    touch(tmp_path, "nut/test/bent/a/1.png", "nut/test/bent/b/1.png", "nut/test/bent/1.png")
+    touch(tmp_path, "nut/ground_truth/bent/a/1_mask.png", "nut/ground_truth/bent/b/1.bmp")
+    assert {image.key: image.mask for image in read("mvtec", tmp_path)} == {
+        "nut/test/bent/a/1.png": "nut/ground_truth/bent/a/1_mask.png",
+        "nut/test/bent/b/1.png": "nut/ground_truth/bent/b/1.bmp",
+        "nut/test/bent/1.png": "nut/ground_truth/bent/1_mask.png",
+    }
+
+
+@pytest.mark.parametrize("name", ["Good", "OK", "normal"])
+def test_normal_folders_are_known_by_any_of_their_names(name, tmp_path):
+    touch(tmp_path, f"nut/test/{name}/0.png")
+    assert truths(read("mvtec", tmp_path)) == {f"nut/test/{name}/0.png": (0, "good", None, "nut", "test")}
+
+
+def test_what_a_mac_adds_to_an_archive_is_no_image(tmp_path):
+    touch(tmp_path, "nut/test/good/0.png", "nut/test/good/._0.png", "__MACOSX/nut/test/good/._0.png")
+    assert [image.key for image in read("mvtec", tmp_path)] == ["nut/test/good/0.png"]
 
 
 def test_btad_says_ok_and_ko(tmp_path):
     touch(tmp_path, "01/train/ok/1.bmp", "01/test/ok/1.bmp", "01/test/ko/1.bmp", "01/ground_truth/ko/1.png")
+    touch(tmp_path, "03/test/ko/1.bmp", "03/ground_truth/ko/1.bmp")
     assert truths(read("btad", tmp_path, split="test")) == {
         "01/test/ok/1.bmp": (0, "good", None, "01", "test"),
         "01/test/ko/1.bmp": (1, "ko", "01/ground_truth/ko/1.png", "01", "test"),
+        "03/test/ko/1.bmp": (1, "ko", "03/ground_truth/ko/1.bmp", "03", "test"),
     }
 
 
@@ -127,13 +158,16 @@ def test_real_iad_reads_the_largest_images_and_spells_types_out(tmp_path, nested
     }
 
 
-def test_real_iad_refuses_a_defect_without_mask_and_paths_that_lead_out(tmp_path):
-    real_iad(tmp_path / "a", mask_path=None)
-    with pytest.raises(ConfigError, match=r"NG/HS/2.jpg is HS but has no mask_path"):
-        read("real_iad", tmp_path / "a")
-    real_iad(tmp_path / "b", image_path="../../x.jpg")
+def test_real_iad_keeps_a_defect_without_mask_for_image_figures(tmp_path):
+    real_iad(tmp_path, mask_path=None)
+    assert truths(read("real_iad", tmp_path))["realiad_1024/toy/NG/HS/2.jpg"] == (1, "scratch", None, "toy", "test")
+
+
+@pytest.mark.parametrize("field", ["image_path", "mask_path"])
+def test_real_iad_refuses_paths_that_lead_out(field, tmp_path):
+    real_iad(tmp_path, **{field: "../../x.jpg"})
     with pytest.raises(ConfigError, match="no path inside the data set"):
-        read("real_iad", tmp_path / "b")
+        read("real_iad", tmp_path)
 
 
 def test_index_keeps_further_columns_and_filters_by_them(tmp_path):
@@ -173,6 +207,12 @@ def test_a_plain_folder_is_good_and_anything(tmp_path):
     ("layout", "files", "message"),
     [
         ("mvtec", {"nut/good/0.png": ""}, r"no folder there holds test/ \(found nut\)"),
+        ("mvtec", {"nut/test/good/0.png": "", "nut/test/1.png": ""}, r"test/1.png lies in no folder"),
+        (
+            "mvtec",
+            {"nut/test/cut/0.png": "", "nut/ground_truth/cut/0.png": "", "nut/ground_truth/cut/0_mask.png": ""},
+            r"cut/0.png and .*cut/0_mask.png are masks of one image",
+        ),
         ("folder", {"good/1.png": "", "stray.png": ""}, r"stray.png lies in no folder"),
         ("folder", {"good/1.txt": ""}, "has no images"),
         ("index", {"other.csv": ""}, r"index.csv is missing"),
