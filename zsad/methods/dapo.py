@@ -33,9 +33,10 @@ from torch import Tensor
 
 from zsad.backbone import Backbone, progressive, text
 from zsad.backbone.prompted_text import num_text_layers, text_width, word_vectors
-from zsad.backbone.similarity import similarity
+from zsad.backbone.similarity import similarity, total
 from zsad.errors import ConfigError, ModelError
 from zsad.methods.base import Prediction, Subject
+from zsad.prompts.ensemble import fill
 
 NUM_LEVELS = 4
 NORMAL_WORDS = "flawless object"
@@ -125,8 +126,8 @@ class DAPO:
         """Score a batch; see `Method.predict`. Scores, maps and types are probabilities in (0, 1)."""
         image_BD, patches, grid = encode_pixels(self.config, self.backbone, self._tensors, pixels_BHWC)
         temperature = self.config.temperature
-        levels_IBPC = torch.stack([probabilities(level_BPD, self._directions_CD, temperature) for level_BPD in patches])
-        types_BKP = levels_IBPC.mean(dim=0)[..., 1:].transpose(1, 2)
+        levels = [probabilities(level_BPD, self._directions_CD, temperature)[..., 1:] for level_BPD in patches]
+        types_BKP = (total(levels) / len(levels)).transpose(1, 2)
         types_BKhw = types_BKP.reshape(*types_BKP.shape[:2], *grid)
         map_Bhw = types_BKhw.sum(dim=1)
         image_B = probabilities(image_BD, binary_pair(self._directions_CD), temperature)[:, 1]
@@ -306,7 +307,7 @@ def encode_classes(
 
 def _prompt_ids(config: DAPOConfig, backbone: Backbone, words: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Token ids (C, T) on the full context, 0 where learned vectors go, and the place of each end token."""
-    ids_CT = backbone.tokenizer([NORMAL_WORDS, *(ABNORMAL_WORDS.format(word) for word in words)])
+    ids_CT = backbone.tokenizer([NORMAL_WORDS, *(fill(ABNORMAL_WORDS, word) for word in words)])
     end_C = ids_CT.argmax(dim=-1) + config.num_vectors
     context = len(text.text_tower(backbone.model).positional_embedding)
     for word, end in zip([NORMAL_WORDS, *words], end_C.tolist(), strict=True):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zsad.backbone import ImageFeatures
+from zsad.backbone.similarity import total
 from zsad.errors import ModelError
 from zsad.methods.windows import harmonic_map
 
@@ -74,7 +75,7 @@ def novelty(memory: Memory, features: ImageFeatures, windows: Mapping[int, Tenso
     for size, windows_BMD in windows.items():
         apart_BM = distance(windows_BMD, memory[_window_name(size)])
         maps.append(harmonic_map(apart_BM, features.grid, size))
-    return torch.stack(maps).mean(dim=0)
+    return total(maps) / len(maps)
 
 
 def distance(features_BND: Tensor, memory_KD: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsad.backbone import Backbone, ImageFeatures, vision
+from zsad.backbone.similarity import total
 from zsad.errors import ConfigError
 
 SIZES = (2, 3)
@@ -116,8 +117,8 @@ def harmonic_map(values_BM: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     """
     rows, columns = grid
     inverse_BM = 1 / values_BM.clamp(min=_FLOOR)
-    total, count = (_covering(x, grid, size) for x in (inverse_BM, torch.ones_like(inverse_BM[:1])))
-    return (count / total).view(-1, rows * columns)
+    inverse, count = (_covering(x, grid, size) for x in (inverse_BM, torch.ones_like(inverse_BM[:1])))
+    return (count / inverse).view(-1, rows * columns)
 
 
 def _covering(values_BM: Tensor, grid: tuple[int, int], size: int) -> Tensor:
@@ -126,10 +127,9 @@ def _covering(values_BM: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     starts = values_BM.view(-1, rows - size + 1, columns - size + 1)
     padded = F.pad(starts, [size - 1] * 4)
     shifted = [padded[:, i : i + rows, j : j + columns] for i, j in product(range(size), repeat=2)]
-    return torch.stack(shifted).sum(dim=0)
+    return total(shifted)
 
 
 def harmonic_mean(values: Sequence[Tensor]) -> Tensor:
     """Harmonic mean of tensors of one shape; values below 1e-6 count as 1e-6."""
-    inverse = torch.stack([1 / value.clamp(min=_FLOOR) for value in values])
-    return len(values) / inverse.sum(dim=0)
+    return len(values) / total([1 / value.clamp(min=_FLOOR) for value in values])

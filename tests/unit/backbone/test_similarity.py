@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from zsad.backbone.similarity import probability, similarity
+from zsad.backbone.similarity import probability, similarity, total
 
 
 def test_dot_products_with_every_direction():
@@ -28,3 +28,11 @@ def test_a_probabilitys_bits_do_not_depend_on_its_place():
     """Counts from below one vector of the processor to more than two, with a remainder."""
     for value in torch.randn(50, generator=torch.Generator().manual_seed(0)).tolist():
         assert all(len(probability(torch.full((count,), value)).unique()) == 1 for count in (5, 33, 80, 1000))
+
+
+def test_a_sums_bits_do_not_depend_on_its_place():
+    """More terms than four, and lengths with and without a remainder."""
+    terms = torch.randn(9, generator=torch.Generator().manual_seed(0)).tolist()
+    expected = total([torch.tensor(term) for term in terms])
+    for count in (5, 33, 80, 1000):
+        assert (total([torch.full((count,), term) for term in terms]) == expected).all()

@@ -72,6 +72,16 @@ def test_harmonic_aggregation_over_an_oblong_grid_equals_a_loop():
     torch.testing.assert_close(harmonic_map(values, grid, size), expected)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_an_images_harmonic_map_does_not_depend_on_its_place(size):
+    """To the last bit, on a grid whose maps do not fill the processor's vectors."""
+    grid = (5, 7)
+    values = torch.rand(16, (6 - size) * (8 - size), generator=torch.Generator().manual_seed(0))
+    for shift in range(1, 16):
+        moved = harmonic_map(values.roll(shift, dims=0), grid, size).roll(-shift, dims=0)
+        assert torch.equal(moved, harmonic_map(values, grid, size))
+
+
 def test_a_zero_counts_as_a_millionth():
     torch.testing.assert_close(harmonic_map(torch.zeros(1, 1), (2, 2), 2), torch.full((1, 4), 1e-6))
     torch.testing.assert_close(harmonic_mean([torch.tensor([0.0]), torch.tensor([1e-6])]), torch.tensor([1e-6]))
