@@ -191,12 +191,13 @@ def _check_keys(owner: type[Any], values: Mapping[str, Any], what: str) -> None:
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def decode_image(data: bytes, limits: DecodeLimits) -> RgbImage:
+def decode_image(data: bytes, limits: DecodeLimits, *, backdrop: Literal["white", "black"] = "white") -> RgbImage:
     """Decode one image by the table of this module.
 
     Args:
         data: the object's whole content.
         limits: `timeout_s` is not looked at here: only a process can be stopped (`zsad.decode_child`).
+        backdrop: what shows through transparent pixels; black for masks, where it means nothing is marked.
 
     Returns:
         uint8 (H, W, 3), RGB in [0, 255].
@@ -214,7 +215,7 @@ def decode_image(data: bytes, limits: DecodeLimits) -> RgbImage:
         _check_header(image, limits)
         _check_complete(data, image.format)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image), backdrop)
 
 
 def _check_header(image: Image.Image, limits: DecodeLimits) -> None:
@@ -236,15 +237,15 @@ def _check_complete(data: bytes, image_format: str | None) -> None:
         raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end mark: its upload or copy was cut off")
 
 
-def _to_rgb(image: Image.Image) -> RgbImage:
+def _to_rgb(image: Image.Image, backdrop: str) -> RgbImage:
     """Convert a loaded image of any accepted mode to uint8 (H, W, 3)."""
     if image.mode.startswith("I;16"):
         grey_HW = np.asarray(image).astype(np.uint32)
         return np.repeat(((grey_HW + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode in _MODES_ALPHA or (image.mode in {"P", "L", "RGB"} and "transparency" in image.info):
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+        behind = Image.new("RGBA", rgba.size, backdrop)
+        return np.asarray(Image.alpha_composite(behind, rgba).convert("RGB"))
     if image.mode in _MODES_8_BIT:
         return np.asarray(image.convert("RGB"))
     raise ImageError(

@@ -1,7 +1,8 @@
 """From a list of labelled images to decoded pixels and checked masks: the CPU half of an evaluation.
 
-A mask is non-zero where the image is defective (a JPEG, whose compression leaves noise, from 128 on). It must have the
-image's size and mark something; one that does not makes an error row of its image, which then counts nowhere else.
+A mask is non-zero and opaque where the image is defective (a JPEG, whose compression leaves noise, from 128 on). It
+must have the image's size and mark something; one that does not makes an error row of its image, which then counts
+nowhere else.
 
 | `error_code` | |
 |---|---|
@@ -131,7 +132,7 @@ def read_mask(data: bytes, key: str, limits: DecodeLimits, *, width: int, height
         MaskError: if it can't be decoded, has another size or marks nothing.
     """
     try:
-        rgb_HW3 = decode_image(data, limits)
+        rgb_HW3 = decode_image(data, limits, backdrop="black")
     except ImageError as error:
         raise MaskError(f"mask_{error.code}", f"mask {key}: {error}") from error
     if rgb_HW3.shape[:2] != (height, width):

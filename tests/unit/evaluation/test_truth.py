@@ -43,6 +43,21 @@ def test_any_value_above_zero_is_defective(value):
     np.testing.assert_array_equal(mask_of(encoded(np.minimum(BLOCK, value))), BLOCK > 0)
 
 
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_what_is_transparent_in_a_mask_is_not_marked(hidden):
+    """A block painted on a transparent layer, whatever colour lies under the transparency."""
+    colour = np.where(BLOCK > 0, 200, hidden).astype(np.uint8)
+    np.testing.assert_array_equal(mask_of(encoded(np.dstack([colour] * 3 + [BLOCK]))), BLOCK > 0)
+
+
+def test_a_palette_mask_with_a_transparent_background_marks_its_other_colours():
+    picture = Image.fromarray((BLOCK > 0).astype(np.uint8), mode="P")
+    picture.putpalette([0, 0, 0, 128, 0, 0])
+    sink = io.BytesIO()
+    picture.save(sink, "PNG", transparency=0)
+    np.testing.assert_array_equal(mask_of(sink.getvalue()), BLOCK > 0)
+
+
 def test_a_jpeg_mask_is_cut_at_half_scale():
     np.testing.assert_array_equal(mask_of(encoded(BLOCK, "JPEG", quality=60)), BLOCK > 0)
 
