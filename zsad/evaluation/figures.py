@@ -211,11 +211,11 @@ def naming(good: Group, defects: Mapping[str, Group]) -> Naming:
 
 
 def confusion(tally: Tally) -> dict[tuple[str, str], int]:
-    """(truth, answer) -> images, over all products."""
+    """(truth, answer) -> images, over all products; both as words in small letters."""
     cells: Counter[tuple[str, str]] = Counter()
     for (_, kind), group in tally.groups.items():
         for answer, count in group.answers.items():
-            cells[as_word(kind) if group.label else GOOD, answer] += count
+            cells[as_word(kind) if group.label else GOOD, answer.lower()] += count
     return dict(cells)
 
 

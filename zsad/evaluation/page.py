@@ -34,6 +34,7 @@ def render_page(results: Results, tally: Tally, tiles_by_uri: Mapping[str, Tile]
         ("alarms", "Worst false alarms", "Normal images with the highest scores.", tally.false_alarms),
         ("misses", "Worst misses", "Anomalous images with the lowest scores.", tally.misses),
     )
+    drawn = charts(tally)
     metrics = [metric for metric in TITLES if results.mean[metric].value is not None] or list(TITLES)
     return (
         environment()
@@ -46,7 +47,8 @@ def render_page(results: Results, tally: Tally, tiles_by_uri: Mapping[str, Tile]
             headline=[{"title": TITLES[name], **_cell(results.mean[name])} for name in _HEADLINE],
             products=_products(results, metrics),
             types=[_types(product, metrics) for product in results.products],
-            charts=charts(tally),
+            charts=drawn,
+            lines=list({line.name: line for chart in drawn for line in chart.lines}.values()),
             chart_size=(WIDTH, HEIGHT),
             confusion=_confusion(results.confusion),
             groups=[

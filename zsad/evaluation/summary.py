@@ -8,7 +8,10 @@ from zsad.evaluation.figures import TITLES, Figure, ProductFigures, Results
 from zsad.evaluation.tally import ErrorRow
 
 NUM_ERRORS = 20
-_ESCAPES = str.maketrans({"|": r"\|", "\n": " ", "\r": " ", "<": "&lt;", "`": "'"})
+_ESCAPES = str.maketrans(
+    {chr(code): " " for code in (*range(32), *range(127, 160))}
+    | {"\\": "\\\\", "|": r"\|", "[": r"\[", "]": r"\]", "<": "&lt;", "&": "&amp;", "`": "'"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +63,9 @@ def counts(results: Results) -> str:
 def method_notes(info: EvaluationInfo) -> list[str]:
     """How the figures were taken, one sentence or two each."""
     return [
-        f"Maps and masks are compared at {info.compared_at}: the method's own map (calibration undone) is up-sampled "
-        "bilinearly from the patch grid, masks are taken by the nearest pixel.",
+        f"Maps and masks are compared at {info.compared_at}: the method's own map (uncalibrated) is up-sampled "
+        "bilinearly from the patch grid and, for methods published with a Gaussian filter (faprompt, promptad), "
+        "filtered by it; masks are taken by the nearest pixel.",
         "Pixel figures pool all pixels of a product's images; each defect type is taken with all normal images of its "
         "product. Means are unweighted.",
         "PRO is the mean overlap of 8-connected defect regions over the false-positive rate of all normal pixels, up "
@@ -77,7 +81,7 @@ def markdown(results: Results, errors: Sequence[ErrorRow], info: EvaluationInfo)
     """The whole of `metrics.md`."""
     parts = [f"# {_cell(info.detector)} on {_cell(info.dataset)}", _facts(results, info), "## Products"]
     rows = {product.product: product.figures for product in results.products}
-    parts.append(table("product", rows | ({"mean": results.mean} if len(rows) > 1 else {})))
+    parts.append(table("product", rows | ({f"mean of {len(rows)} products": results.mean} if len(rows) > 1 else {})))
     for product in results.products:
         parts += [f"## Defect types: {_cell(product.product)}", _type_table(product), _operation(product)]
         parts.append(_naming(product))
@@ -114,7 +118,7 @@ def terminal(results: Results, info: EvaluationInfo, page_uri: str) -> str:
     """What the job prints at its end."""
     rows = {product.product: product.figures for product in results.products}
     if len(rows) > 1:
-        rows["mean"] = results.mean
+        rows[f"mean of {len(rows)} products"] = results.mean
     elif rows:
         rows |= next(iter(results.products)).types
     lines = [
@@ -133,7 +137,7 @@ def _facts(results: Results, info: EvaluationInfo) -> str:
     return "\n".join(
         [
             f"- images: {counts(results)}; {_cell(info.chosen)}",
-            f"- detector: {info.model}; object words: {_cell(', '.join(info.object_names))}",
+            f"- detector: {_cell(info.model)}; object words: {_cell(', '.join(info.object_names))}",
             f"- thresholds from: {_cell(info.calibrated_on)}",
             f"- zsad {info.version}, {info.started} to {info.finished}",
         ]
@@ -172,5 +176,5 @@ def _error_table(errors: Sequence[ErrorRow]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that can't break a Markdown table or become HTML."""
+    """Text that can't break a Markdown table, become HTML, a link or a picture, or steer a terminal."""
     return text.translate(_ESCAPES)

@@ -9,11 +9,11 @@ from test_figures import group, image, pixels
 
 from zsad.evaluation.figures import Figure, results
 from zsad.evaluation.page import render_page
-from zsad.evaluation.summary import EvaluationInfo, markdown, number, table, terminal
+from zsad.evaluation.summary import EvaluationInfo, markdown, number, terminal
 from zsad.evaluation.tally import Tally
 from zsad.report.gallery import Tile
 
-EVIL = "<script>alert(1)</script>|`x`\nnext"
+EVIL = "<script>alert(1)</script>|`x`\nnext\\| ![](http://x/y) \x1b[2J"
 INFO = EvaluationInfo(
     dataset="mvtec:/d",
     layout="mvtec",
@@ -92,8 +92,23 @@ def test_names_are_escaped_everywhere():
     info = replace(INFO, dataset=EVIL, detector=EVIL, chosen=EVIL, object_names=(EVIL,), calibrated_on=EVIL)
     for text in (page(counted, info=info), markdown(results(counted), counted.errors, info)):
         assert "<script" not in text
-    table_line = next(line for line in table("product", {EVIL: results(counted).mean}).splitlines() if "alert" in line)
-    assert table_line.count("|") - table_line.count(r"\|") == 9  # eight cells
+    text = markdown(results(counted), counted.errors, info) + terminal(results(counted), info, "/out/report.html")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "alert" in line]
+    assert len(rows) == 4  # product and type, the image with an error, the product in the terminal
+    for row in rows:
+        bare = re.sub(r"\\.", "", row)  # without what a backslash escapes
+        assert bare.count("|") == (4 if "decode" in row else 9)
+        assert not re.search(r"[\[\]`<\x1b]", bare)
+
+
+def test_the_legend_names_the_lines_of_all_curves():
+    """One product has only image figures, the other only pixel figures."""
+    counted = Tally()
+    counted.add(group("first", "good", [image("g", 0.1)]))
+    counted.add(group("first", "dent", [image("d", 0.9)]))
+    counted.add(group("second", "dent", [image("e", 0.9)], pixels(True)))
+    legend = re.search(r'<ul class="lines".*?</ul>', page(counted), re.DOTALL)[0]
+    assert re.findall(r"</svg>(\w+)</li>", legend) == ["first", "second"]
 
 
 def test_figures_that_cannot_be_had_say_why():
@@ -123,7 +138,7 @@ def test_the_terminal_shows_types_of_one_product_and_products_of_several(tally):
     tally.add(group("other", "good", [image("g", 0.1)]))
     several = terminal(results(tally), INFO, "/out/report.html")
     assert "| other |" in several
-    assert "| mean |" in several
+    assert "| mean of 2 products |" in several
     assert "| crack |" not in several
 
 

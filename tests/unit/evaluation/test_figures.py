@@ -135,6 +135,12 @@ def test_confusion_has_truths_and_answers(found):
     }
 
 
+def test_confusion_ignores_the_case_of_words():
+    counted = Tally()
+    counted.add(group("part", "Deep_Cut", [image("c", 0.9, is_anomaly=True, answer="Deep cut")]))
+    assert results(counted).confusion == {("deep cut", "deep cut"): 1}
+
+
 def test_without_normal_images_pixels_still_have_figures():
     """Product c has only marked images: no image figure, and why; pixels inside against outside."""
     counted = Tally()
