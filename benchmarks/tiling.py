@@ -24,6 +24,7 @@ from zsad.detector import Detector, Finding
 from zsad.images import DecodeLimits, decode_image
 from zsad.metrics import auroc
 from zsad.metrics.streaming import empty_tally, pixel_auroc, tally_image
+from zsad.regions import upsample
 from zsad.tiling import retiled
 
 BATCH = 16
@@ -84,9 +85,8 @@ def figures(detector: Detector, data: Path) -> str:
 
 
 def standard_map(detector: Detector, finding: Finding) -> np.ndarray:
-    """The map at the image's size in standard units, which the histogram's bins are made for."""
-    scale = detector.config.calibration.map
-    return scale.standardise(scale.invert(finding.full_map()))
+    """The method's own map at the image's size, as evaluation compares it, in the units of the histogram's bins."""
+    return detector.config.calibration.map.standardise(upsample(finding.raw_map, finding.height, finding.width))
 
 
 def mask_of(row: dict, data: Path, finding: Finding) -> np.ndarray:

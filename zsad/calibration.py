@@ -52,14 +52,6 @@ class Scale:
         """Raw values in standard units z, any shape: 0 at the calibrated value 0.5, -4.6 at 0.01."""
         return np.asarray((_logit(np.asarray(raw, dtype=np.float64)) - self.center) / self.spread)
 
-    def invert(self, calibrated: ArrayLike) -> NDArray[np.float64]:
-        """Raw values of calibrated ones, any shape; what float32 had rounded to 0 or 1 comes back at the limit."""
-        value = np.asarray(calibrated, dtype=np.float64)
-        low = np.clip(value, np.finfo(np.float32).tiny, 0.5)
-        high = 0.5 / (1 - np.clip(value, 0.5, 1 - _EPSILON)) - 1
-        z = np.where(value < 0.5, np.log(low) - np.log1p(-low), high)
-        return np.asarray(expit(self.center + self.spread * z))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:

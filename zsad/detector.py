@@ -226,7 +226,8 @@ class Detector:
         assert scales is not None  # noqa: S101 - checked by the caller; for the type checker
         raw = float(prediction.score_B[row])
         score = float(scales.image.apply(raw))
-        anomaly_map = scales.map.apply(prediction.map_Bhw[row].numpy())
+        raw_map = prediction.map_Bhw[row].numpy()
+        anomaly_map = scales.map.apply(raw_map)
         is_anomaly = score >= scales.threshold
         typing = self._typing(prediction, row)
         found, type_scores = self._regions(anomaly_map, typing, size) if is_anomaly else ([], {})
@@ -237,6 +238,7 @@ class Detector:
             defect_type=typing.name(type_scores) if is_anomaly else None,
             defect_scores=type_scores,
             anomaly_map=anomaly_map,
+            raw_map=raw_map,
             regions=found,
             width=size[0],
             height=size[1],

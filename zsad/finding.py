@@ -20,6 +20,7 @@ class Finding:
         defect_type: best word, "unknown", or None when normal.
         defect_scores: probability per defect word; empty when normal.
         anomaly_map: float32 (h, w) on the patch grid, calibrated [0, 1].
+        raw_map: the same on the method's own scale.
         regions: connected defective areas, highest score first, px of the input image.
         explanation: (prompt, "normal" | "abnormal", similarity); empty unless the method keeps prompts.
         width, height: of the input image, px.
@@ -31,6 +32,7 @@ class Finding:
     defect_type: str | None
     defect_scores: dict[str, float]
     anomaly_map: NDArray[np.float32]
+    raw_map: NDArray[np.float32]
     regions: list[Region]
     width: int
     height: int

@@ -69,6 +69,11 @@ class Tiled:
         """The inner method's."""
         return self.inner.tensors
 
+    @property
+    def map_sigma(self) -> float:
+        """The inner method's filter, so that it spans the same share of a tile; 0: none."""
+        return float(getattr(self.inner, "map_sigma", 0.0)) * self.tiling.tile_px / self.tiling.size
+
     @torch.inference_mode()
     def predict(self, pixels_BHWC: Tensor) -> Prediction:
         """Score any number of squares (B, L, L, 3), at least one, by the rules of this module."""

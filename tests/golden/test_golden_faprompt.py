@@ -188,7 +188,7 @@ def test_scores_and_maps(golden, variant):
     same(passes.score, golden.arrays[f"{variant}/image_score"])
     maps = passes.anomaly_map.view(2, 7, 7)
     same(published_map(maps, golden.size, 0), golden.arrays[f"{variant}/anomaly_map_raw"])
-    sigma = golden.facts["gaussian_sigma"]
+    sigma = golden.facts["gaussian_sigma"] / golden.size[0]
     same(published_map(maps, golden.size, sigma), golden.arrays[f"{variant}/anomaly_map"])
 
 

@@ -209,7 +209,7 @@ def test_anomaly_map(golden, features_of, method):
     check(text_Bhw, golden["seg/textual_map_grid"][:, 0])
     visual_Bhw = visual_map(golden, found)
     check(visual_Bhw, golden["seg/visual_map_grid"][:, 0])
-    check(published_map(fuse(text_Bhw, visual_Bhw), SIZE, SIGMA), golden["seg/anomaly_map"])
+    check(published_map(fuse(text_Bhw, visual_Bhw), SIZE, SIGMA / RESOLUTION), golden["seg/anomaly_map"])
 
 
 def visual_map(golden, found):
@@ -222,7 +222,7 @@ def test_predict_joins_the_same_steps(golden, backbone, method, monkeypatch):
     monkeypatch.setattr(backbone, "normalise", lambda pixels_BHWC: golden["test_images"])
     found = method.predict(torch.zeros(2, 80, 80, 3, dtype=torch.uint8))
     check(found.score_B, golden["cls/image_score"])
-    check(published_map(found.map_Bhw, SIZE, SIGMA), golden["seg/anomaly_map"])
+    check(published_map(found.map_Bhw, SIZE, SIGMA / RESOLUTION), golden["seg/anomaly_map"])
     check(found.patches_BPD, golden["test_feat_patch"])
 
 

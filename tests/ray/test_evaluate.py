@@ -39,14 +39,12 @@ def evaluated(local_ray, labelled, tmp_path_factory) -> Path:
 def direct(folder: Path, product: str) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Image figures, and labels and raw map values of all pixels, by `detector.inspect` alone."""
     detector = load_detector("nano", batch_size=8)
-    scale = detector.config.calibration.map
     images = [i for i in parse_dataset(f"mvtec:{folder}").images(split="test") if i.product == product]
     findings = detector.inspect([np.asarray(Image.open(folder / image.key).convert("RGB")) for image in images])
     labels, scores = [image.label for image in images], [finding.raw_score for finding in findings]
     pixels, masks = [], []
     for image, finding in zip(images, findings, strict=True):
-        raw = scale.invert(finding.anomaly_map).astype(np.float32)
-        pixels.append(upsample(raw, SIDE_PX, SIDE_PX).ravel())
+        pixels.append(upsample(finding.raw_map, SIDE_PX, SIDE_PX).ravel())
         mask = np.asarray(Image.open(folder / image.mask)) > 0 if image.mask else np.zeros((8, 8), bool)
         masks.append(at_size(mask, SIDE_PX, SIDE_PX).ravel())
     image_figures = {"image_auroc": roc_auc_score(labels, scores), "image_ap": average_precision_score(labels, scores)}

@@ -138,7 +138,8 @@ def test_a_method_s_own_types_name_image_and_regions(alarmed, images, scratch, n
 
 def test_the_threshold_itself_is_an_anomaly():
     empty = np.zeros((1, 1), np.float32)
-    facts = {"raw_score": 0.0, "defect_type": None, "defect_scores": {}, "anomaly_map": empty, "regions": []}
+    facts = {"raw_score": 0.0, "defect_type": None, "defect_scores": {}, "regions": []}
+    facts |= {"anomaly_map": empty, "raw_map": empty}
     scores = [0.4999, 0.5, 0.6]
     found = [Finding(score=score, threshold=0.5, width=1, height=1, **facts).is_anomaly for score in scores]
     assert found == [False, True, True]

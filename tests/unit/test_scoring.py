@@ -113,6 +113,7 @@ class StubDetector:
             defect_type="dent" if score >= 0.5 else None,
             defect_scores={},
             anomaly_map=np.full((4, 4), red / 255, np.float32),
+            raw_map=np.full((4, 4), red / 255, np.float32),
             regions=[],
             width=size[0],
             height=size[1],

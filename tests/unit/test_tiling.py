@@ -74,6 +74,14 @@ def images(count, size, seed=0):
 # Geometry
 
 
+def test_a_published_filter_spans_the_same_share_of_a_tile():
+    """Tiles of 3 that overlap by nothing: a third of the square each."""
+    inner = Brightness()
+    assert wrap(inner, preprocess(3, 0)).map_sigma == 0
+    inner.map_sigma = 0.03
+    assert wrap(inner, preprocess(3, 0)).map_sigma == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(("per_side", "overlap_px"), [(2, 0), (2, 8), (2, 16), (3, 8), (5, 16)])
 def test_tiles_cover_every_pixel_and_end_at_the_corner(per_side, overlap_px):
     settings = preprocess(per_side, overlap_px)

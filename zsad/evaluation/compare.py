@@ -1,15 +1,15 @@
 """Inspect decoded images and count their pixels against the masks: the model's half of an evaluation.
 
-Compared is the method's own map, as published figures do: the finding's map with its calibration undone, up-sampled
-bilinearly from the patch grid (`zsad.regions.upsample`). Calibration keeps every patch's rank, but what lies between
-two patches depends on the scale one interpolates in, and the calibrated one is steep. Pixels are counted in standard
-units (`Scale.standardise`), which change no rank.
+Compared is the method's own map, as published figures do: uncalibrated, up-sampled bilinearly from the patch grid and,
+where the method was published with a Gaussian filter, filtered (`zsad.methods.maps`). Calibration keeps every patch's
+rank, but what lies between two patches depends on the scale one interpolates in, and the calibrated one is steep.
+Pixels are counted in standard units (`Scale.standardise`), which change no rank.
 
 Types are asked for of every image, normal or not: the detector compares with an almost zero threshold, and whether an
 image is an anomaly is decided here by the detector's real one.
 
 Legend: N images, (h, w) patch grid, (H, W) pixels compared, K defect words.
-Cost: one pass of the model, and about 2 ms an image at 256 x 256.
+Cost: one pass of the model, and about 2 ms an image at 256 x 256, filtered or not.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from zsad.calibration import Scale
 from zsad.detector import Detector, Finding
 from zsad.errors import ImageError
 from zsad.evaluation.truth import MASK, unpack
+from zsad.methods.maps import published_map
 from zsad.metrics.streaming import PixelTally, empty_tally, tally_image
 from zsad.regions import upsample
 from zsad.scoring import PIXELS, inspect_each, pixel_array
@@ -77,7 +79,7 @@ def compare_table(detector: Detector, decoded: pa.Table, *, threshold: float, si
         )
         outcome = outcomes.get(index)
         if isinstance(outcome, Finding) and (row["mask"] is not None or not row["label"]):
-            group["tally"] += _tally(outcome, row, _map_scale(detector), side_px)
+            group["tally"] += _tally(outcome, row, detector, side_px)
         if isinstance(outcome, Finding):
             group["words"] = group["words"] or list(outcome.defect_scores)
         group["images"].append(_image_row(row, outcome, threshold))
@@ -85,10 +87,21 @@ def compare_table(detector: Detector, decoded: pa.Table, *, threshold: float, si
     return pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
 
 
-def standard_map(map_hw: NDArray[np.float32], scale: Scale, *, height: int, width: int) -> NDArray[np.float64]:
-    """A calibrated map as the method's own, up-sampled to (height, width), in standard units."""
-    raw_hw = scale.invert(map_hw).astype(np.float32)
-    return scale.standardise(upsample(raw_hw, height, width))
+def standard_map(
+    raw_hw: NDArray[np.float32], scale: Scale, *, height: int, width: int, sigma: float
+) -> NDArray[np.float64]:
+    """A method's own map, up-sampled to (height, width) and filtered, in standard units.
+
+    Args:
+        raw_hw: on the patch grid.
+        scale: of the detector's maps.
+        height: px.
+        width: px.
+        sigma: of the Gaussian, as a share of each side; 0: none.
+    """
+    if not sigma:
+        return scale.standardise(upsample(raw_hw, height, width))
+    return scale.standardise(published_map(torch.from_numpy(raw_hw)[None], (height, width), sigma)[0].numpy())
 
 
 def _findings(
@@ -103,17 +116,15 @@ def _findings(
     return found
 
 
-def _map_scale(detector: Detector) -> Scale:
+def _tally(finding: Finding, row: Mapping[str, Any], detector: Detector, side_px: int | None) -> PixelTally:
     scales = detector.config.calibration
     assert scales is not None  # noqa: S101 - an uncalibrated detector inspects nothing; for the type checker
-    return scales.map
-
-
-def _tally(finding: Finding, row: Mapping[str, Any], scale: Scale, side_px: int | None) -> PixelTally:
+    sigma = getattr(detector.method, "map_sigma", 0.0)
     height, width = side_px or row["height"], side_px or row["width"]
     bits = row[MASK]
     mask_HW = np.zeros((height, width), np.bool_) if bits is None else unpack(bits, height, width)
-    return tally_image(standard_map(finding.anomaly_map, scale, height=height, width=width), mask_HW)
+    units_HW = standard_map(finding.raw_map, scales.map, height=height, width=width, sigma=sigma)
+    return tally_image(units_HW, mask_HW)
 
 
 def _image_row(

@@ -54,7 +54,8 @@ class Method(Protocol):
 
     `config` is the method's frozen dataclass, `tensors` what must be stored beside it to rebuild the method. If scores,
     not only types, change with the list of defect words, the class says `scores_depend_on_words = True`: a calibration
-    of it holds for one list.
+    of it holds for one list. If its published figures are of filtered maps, `map_sigma` is the Gaussian's sigma as a
+    share of the map's side; it is applied where figures are taken, not in `predict`.
     """
 
     config: Any

@@ -9,7 +9,7 @@ product is always "object".
 
 Everything up to N5 is encoded once, as keys and values; of the abnormal prompts only the tokens after it run per image,
 those of the whole batch in one call. `Prediction.map_Bhw` is the mean of both passes on the patch grid, before
-up-sampling and filter, so `maps.published_map(map_Bhw, size, config.sigma_at(size))` is the published map.
+up-sampling and filter, so `maps.published_map(map_Bhw, size, map_sigma)` is the published map.
 
 Legend: B images, P patches, (h, w) patch grid, D joint width, W text width, K abnormal prompts, M selected patches.
 Cost: the tower, plus 10.2 GFLOP per image for 10 prompts of CLIP ViT-L's text tower (2 FLOP per multiplication).
@@ -57,7 +57,7 @@ class FAPromptConfig:
             with what it was trained with.
         vv_start: first block of the value-value path; None: the backbone's default.
         temperature: of the softmax between normal and abnormal, in (0, 1].
-        sigma_px: of the published map's Gaussian at an input of 518 px; see `sigma_at`.
+        sigma_px: of the published map's Gaussian at an input of 518 px; it spans the same share of other inputs.
         compat: "released": the first patches in raster order whatever `dap_select` says, and deep vectors rounded to
             fp16, both as the released code.
     """
@@ -100,10 +100,6 @@ class FAPromptConfig:
     def selection(self) -> Selection:
         """The selection in force."""
         return "raster10" if self.compat == "released" else self.dap_select
-
-    def sigma_at(self, size: int) -> float:
-        """Sigma of the published map's Gaussian for an input of `size` px, so that it spans the same share of it."""
-        return self.sigma_px * size / _SIGMA_SIZE
 
 
 def expected_shapes(config: FAPromptConfig, backbone: Backbone) -> dict[str, tuple[int, ...]]:
@@ -345,6 +341,11 @@ class FAPrompt:
     def tensors(self) -> Mapping[str, Tensor]:
         """Prompt vectors and the prior's two layers; see `expected_shapes`."""
         return self._tensors
+
+    @property
+    def map_sigma(self) -> float:
+        """Of the published map's Gaussian, as a share of its side."""
+        return self.config.sigma_px / _SIGMA_SIZE
 
     @torch.inference_mode()
     def predict(self, pixels_BHWC: Tensor) -> Prediction:

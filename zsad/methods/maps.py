@@ -1,8 +1,8 @@
 """From a map on the patch grid to the published form of it: bilinear up-sampling, then a Gaussian.
 
 Both steps are linear and separable, so each axis is one small matrix and the whole is two matrix products; nothing of
-image size is filtered. A method predicts on the patch grid, where nothing is lost yet; this is for figures that must
-compare with papers, which are measured on the up-sampled and filtered map.
+image size is filtered. A method predicts on the patch grid, where nothing is lost yet, and calibration and regions use
+that; evaluation measures this form, as papers do, for methods that have one (`map_sigma`, see `zsad.methods.base`).
 
 Legend: B images, (h, w) patch grid, (H, W) output px.
 Cost: about H * W * h multiplications per image, 10 ms for 518 px on one core.
@@ -19,16 +19,16 @@ from torch import Tensor
 _CUT = 4.0  # the kernel ends here, in sigma
 
 
-def published_map(map_Bhw: Tensor, size: tuple[int, int], sigma_px: float) -> Tensor:
+def published_map(map_Bhw: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Maps (B, H, W), up-sampled and filtered.
 
     Args:
         map_Bhw: on the patch grid.
         size: (H, W), px.
-        sigma_px: of the Gaussian at output size; 0: none.
+        sigma: of the Gaussian, as a share of each side, for the method saw a square; 0: none.
     """
-    rows_Hh = _axis(map_Bhw.shape[1], size[0], sigma_px).to(map_Bhw)
-    columns_Ww = _axis(map_Bhw.shape[2], size[1], sigma_px).to(map_Bhw)
+    rows_Hh = _axis(map_Bhw.shape[1], size[0], sigma * size[0]).to(map_Bhw)
+    columns_Ww = _axis(map_Bhw.shape[2], size[1], sigma * size[1]).to(map_Bhw)
     return rows_Hh @ map_Bhw @ columns_Ww.T
 
 

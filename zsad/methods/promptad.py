@@ -84,6 +84,8 @@ class PromptADConfig:
 class PromptAD:
     """Fitted to one product; `zsad.learn.promptad.fit` makes the tensors."""
 
+    map_sigma = 4 / 400  # published figures are of maps of 400 px, filtered with a sigma of 4 px
+
     def __init__(
         self, config: PromptADConfig, backbone: Backbone, subject: Subject, tensors: Mapping[str, Tensor] | None = None
     ) -> None:

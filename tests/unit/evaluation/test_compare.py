@@ -1,16 +1,18 @@
 """Inspected images against their masks: the same figures as from the finding's maps and scikit-learn."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from zsad.detector import Detector
 from zsad.evaluation.compare import ALMOST_ZERO, RESULT_SCHEMA, compare_table, standard_map
 from zsad.evaluation.truth import MASK, at_size, decoded_schema, pack
-from zsad.metrics.streaming import PixelTally, pixel_auroc
+from zsad.metrics.streaming import PixelTally, empty_tally, pixel_auroc, tally_image
 from zsad.regions import upsample
 from zsad.scoring import PIXELS
 
@@ -68,11 +70,10 @@ def compared(detector, images, side_px):
 def test_pixel_auroc_is_that_of_the_raw_maps_up_sampled(asking, images, side_px):
     result = compared(asking, images, side_px).to_pylist()
     tally = sum((PixelTally.from_bytes(row["tally"]) for row in result[1:2]), PixelTally.from_bytes(result[0]["tally"]))
-    scale = asking.config.calibration.map
     height, width = (side_px, side_px) if side_px else (HEIGHT, WIDTH)
     labels, scores = [], []
     for index in range(4):
-        raw = scale.invert(asking.inspect([images[index]])[0].anomaly_map).astype(np.float32)
+        raw = asking.inspect([images[index]])[0].raw_map
         scores.append(upsample(raw, height, width).ravel())
         mask = mask_of(index) if index >= 2 else np.zeros((HEIGHT, WIDTH), bool)
         labels.append(at_size(mask, height, width).ravel())
@@ -114,6 +115,23 @@ def test_scores_answers_and_type_scores_are_the_detectors(asking, tiny_detector,
 def test_standard_units_keep_the_order_of_the_raw_map(asking):
     scale = asking.config.calibration.map
     raw = np.linspace(0.1, 0.9, 16, dtype=np.float32).reshape(4, 4)
-    units = standard_map(scale.apply(raw), scale, height=4, width=4)
+    units = standard_map(raw, scale, height=4, width=4, sigma=0.0)
     assert (np.diff(units.ravel()) > 0).all()
-    np.testing.assert_allclose(units, scale.standardise(raw), atol=1e-3 / scale.spread)
+    np.testing.assert_array_equal(units, scale.standardise(raw))
+
+
+def test_a_methods_published_filter_is_applied_to_its_raw_map(asking, images):
+    """SciPy's filter with a sigma of a sixteenth of each side: 1.5 rows and 2.5 columns of 24 x 40 pixels."""
+    filtered = copy.copy(asking)
+    filtered.method = copy.copy(asking.method)
+    filtered.method.map_sigma = 1 / 16
+    scale = asking.config.calibration.map
+    expected = empty_tally()
+    for index in (0, 1):
+        fine = upsample(asking.inspect([images[index]])[0].raw_map, HEIGHT, WIDTH)
+        units = scale.standardise(ndimage.gaussian_filter(fine.astype(np.float64), (1.5, 2.5)))
+        expected += tally_image(units, np.zeros((HEIGHT, WIDTH), bool))
+    found, plain = (PixelTally.from_bytes(compared(d, images, None)["tally"][0].as_py()) for d in (filtered, asking))
+    moved = np.abs(np.cumsum(found.normal_N) - np.cumsum(expected.normal_N)).sum()  # pixels times bins
+    assert moved <= 0.05 * found.normal_N.sum()
+    assert np.abs(np.cumsum(plain.normal_N) - np.cumsum(expected.normal_N)).sum() > 20 * moved

@@ -395,6 +395,6 @@ def test_prompts_that_do_not_fit_are_refused(tiny_backbone):
         method_over(tiny_backbone, config)
 
 
-def test_sigma_spans_the_same_share_of_any_input():
-    assert FAPromptConfig().sigma_at(518) == 10
-    assert FAPromptConfig(sigma_px=5.0).sigma_at(259) == 2.5
+def test_sigma_spans_the_same_share_of_any_input(tiny_backbone):
+    assert method_over(tiny_backbone, replace(SMALL, sigma_px=5.0)).map_sigma * 518 == pytest.approx(5)
+    assert FAPromptConfig().sigma_px == 10

@@ -15,13 +15,13 @@ def random_maps(*shape):
 
 @pytest.mark.parametrize(
     ("grid", "size", "sigma"),
-    [((7, 7), (98, 98), 3.0), ((4, 6), (64, 96), 4.0), ((3, 3), (24, 24), 10.0), ((2, 5), (9, 31), 0.4)],
+    [((7, 7), (98, 98), 3 / 98), ((4, 6), (64, 96), 1 / 16), ((3, 3), (24, 24), 10 / 24), ((2, 5), (9, 31), 0.02)],
 )
 def test_it_is_bilinear_up_sampling_and_scipys_filter(grid, size, sigma):
-    """The third case filters further than the map is wide, so that the border is mirrored more than once."""
+    """Sigma is a share of each side. The third case reaches beyond the map's width: it is mirrored more than once."""
     maps = random_maps(2, *grid)
     up_sampled = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
-    expected = np.stack([gaussian_filter(plane, sigma) for plane in up_sampled])
+    expected = np.stack([gaussian_filter(plane, (sigma * size[0], sigma * size[1])) for plane in up_sampled])
     np.testing.assert_allclose(published_map(maps, size, sigma).numpy(), expected, atol=1e-6, rtol=0)
 
 
@@ -38,5 +38,5 @@ def test_up_sampling_by_hand():
 
 
 def test_constant_maps_stay_constant():
-    found = published_map(torch.full((1, 3, 4), 0.25), (30, 40), 5.0)
+    found = published_map(torch.full((1, 3, 4), 0.25), (30, 40), 0.15)
     torch.testing.assert_close(found, torch.full((1, 30, 40), 0.25), atol=1e-6, rtol=0)

@@ -310,6 +310,10 @@ def test_a_reference_without_a_bundle_says_how_to_fit_one(tiny_folder):
         load_detector(f"{tiny_folder}:promptad", device="cpu")
 
 
+def test_published_figures_are_of_maps_of_400_px_filtered_with_4():
+    assert PromptAD.map_sigma * 400 == pytest.approx(4)
+
+
 def test_the_method_is_registered():
     from zsad.bundle import METHOD_NAMES
 
