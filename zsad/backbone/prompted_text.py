@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsad.backbone.text import is_causal, text_tower
+from zsad.backbone.text import is_causal, text_tower, to_joint
 from zsad.backbone.vision import enough_rows, layer_norm
 from zsad.errors import ModelError
 
@@ -151,7 +151,7 @@ def _run(tower: Any, x_STW: Tensor, end_S: Tensor, deep: Sequence[Tensor], past:
             rows = torch.arange(len(x), device=x.device)
             x, u, mask = x[rows, end_S, None], u[rows, end_S, None], mask[end_S][:, None, None]
         x = _finish(block, x, _attend(block.attn, u, k, v, mask))
-    return _project(tower, layer_norm(tower.ln_final, x[:, 0]))[:num]
+    return to_joint(tower, x[:, 0])[:num]
 
 
 def _causal(length: int, start: int, device: torch.device) -> Tensor:
@@ -193,11 +193,3 @@ def _finish(block: Any, x_STW: Tensor, attended_STW: Tensor) -> Tensor:
     x_STW = x_STW + block.ls_1(attended_STW)
     finished: Tensor = x_STW + block.ls_2(block.mlp(layer_norm(block.ln_2, x_STW)))
     return finished
-
-
-def _project(tower: Any, pooled_SW: Tensor) -> Tensor:
-    projection = tower.text_projection
-    if projection is None:
-        return pooled_SW
-    joint: Tensor = projection(pooled_SW) if isinstance(projection, torch.nn.Module) else pooled_SW @ projection
-    return joint

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsad.backbone import Backbone
+from zsad.learn.losses import FOCUS, dice_loss, focal_loss
 from zsad.methods.faprompt import FAPromptConfig, PromptEncoder, run_passes
 
 WEIGHTS = {
@@ -35,8 +36,6 @@ WEIGHTS = {
 }
 LEARNING_RATE = 1e-3
 BETAS = (0.5, 0.999)
-_SMOOTH = 1e-5
-_GAMMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,34 +120,20 @@ def loss_terms(encoder: PromptEncoder, tensors: Mapping[str, Tensor], batch: Bat
 
 
 def _dense_terms(probability_BP: Tensor, batch: Batch, number: str) -> dict[str, Tensor]:
-    masks_BHW = batch.masks_BHW.float()
+    is_bad_BHW = batch.masks_BHW > 0
     grids_B1hw = probability_BP.view(-1, 1, *batch.grid)
-    map_BHW = F.interpolate(grids_B1hw, size=masks_BHW.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    map_BHW = F.interpolate(grids_B1hw, size=is_bad_BHW.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     return {
-        f"focal_{number}": focal(map_BHW, masks_BHW),
-        f"dice_abnormal_{number}": dice(map_BHW, masks_BHW),
-        f"dice_normal_{number}": dice(1 - map_BHW, 1 - masks_BHW),
+        f"focal_{number}": focal_loss(torch.stack([1 - map_BHW, map_BHW], dim=1), is_bad_BHW.long()),
+        f"dice_abnormal_{number}": dice_loss(map_BHW, is_bad_BHW),
+        f"dice_normal_{number}": dice_loss(1 - map_BHW, ~is_bad_BHW),
     }
-
-
-def focal(map_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
-    """Focal loss of abnormal probabilities against a mask of 0 and 1, mean over pixels; gamma 2, labels smoothed."""
-    target = masks_BHW.clamp(_SMOOTH, 1 - _SMOOTH)
-    right = target * map_BHW + (1 - target) * (1 - map_BHW) + _SMOOTH
-    return -((1 - right) ** _GAMMA * right.log()).mean()
-
-
-def dice(map_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
-    """1 minus the smoothed overlap, mean over images."""
-    both_B = (map_BHW * masks_BHW).sum(dim=(1, 2))
-    either_B = map_BHW.sum(dim=(1, 2)) + masks_BHW.sum(dim=(1, 2))
-    return (1 - (2 * both_B + 1) / (either_B + 1)).mean()
 
 
 def focal_bce(score_B: Tensor, is_bad_B: Tensor) -> Tensor:
     """Focal binary cross-entropy, gamma 2; the score in [0, 1] is taken as a logit, as the released code does."""
     bce_B = F.binary_cross_entropy_with_logits(score_B, is_bad_B, reduction="none")
-    return ((1 - torch.exp(-bce_B)) ** _GAMMA * bce_B).mean()
+    return ((1 - torch.exp(-bce_B)) ** FOCUS * bce_B).mean()
 
 
 def overlap(abnormal_KD: Tensor) -> Tensor:

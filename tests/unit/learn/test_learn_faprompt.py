@@ -18,35 +18,6 @@ def close(found, expected, tolerance=1e-6):
     torch.testing.assert_close(found, torch.tensor(float(expected)), atol=tolerance, rtol=0)
 
 
-def test_focal_loss_by_hand():
-    """Certain and right costs nothing; one half costs a quarter of ln 2; a defect at 1/4 costs 9/16 of ln 4."""
-    mask = torch.tensor([[[1.0, 0.0]]])
-    close(learn.focal(torch.tensor([[[1.0, 0.0]]]), mask), 0, 1e-4)
-    close(learn.focal(torch.tensor([[[0.5, 0.5]]]), mask), LN2 / 4, 1e-4)
-    close(learn.focal(torch.tensor([[[0.25, 0.0]]]), mask), 9 / 16 * 2 * LN2 / 2, 1e-4)
-
-
-def test_focal_loss_is_finite_where_the_map_is_certain_and_wrong():
-    """The smallest share is the smoothing of the label and of the sum, 2e-5."""
-    close(learn.focal(torch.ones(1, 2, 2), torch.zeros(1, 2, 2)), -math.log(2e-5), 1e-3)
-
-
-def test_dice_loss_by_hand():
-    """The whole mask found: 0. Nothing: 1 - 1 / 3. Twice the area at a half: 1 - 3 / 5. The batch gives the mean."""
-    mask = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
-    whole, nothing, half = mask, torch.zeros(1, 1, 4), torch.full((1, 1, 4), 0.5)
-    close(learn.dice(whole, mask), 0)
-    close(learn.dice(nothing, mask), 2 / 3)
-    close(learn.dice(half, mask), 2 / 5)
-    close(learn.dice(torch.cat([whole, half]), torch.cat([mask, mask])), 1 / 5)
-
-
-def test_dice_of_an_empty_mask():
-    """Four pixels at a half: 1 - 1 / 3; nothing found and nothing there: 0."""
-    close(learn.dice(torch.full((1, 2, 2), 0.5), torch.zeros(1, 2, 2)), 2 / 3)
-    close(learn.dice(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)), 0)
-
-
 def test_the_score_is_taken_as_a_logit():
     """A score of 0 is the probability 1/2: (1/2)^2 ln 2, whatever the label."""
     close(learn.focal_bce(torch.zeros(2), torch.tensor([0.0, 1.0])), LN2 / 4)
@@ -154,6 +125,18 @@ def test_a_batch_of_one_image_is_no_special_case(encoder, leaves, batch):
         terms = torch.stack([terms[name] for terms in single])
         expected = terms.sum() if name == "prior" else terms.mean()
         torch.testing.assert_close(whole[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dense_terms_hold_each_side_of_the_map_against_its_side_of_the_mask(encoder, leaves, batch):
+    """All N pixels defective, the map's sum S: dice 1 - 1 / (N - S + 1) for normal, 1 - (2 S + 1) / (S + N + 1)."""
+    masks = torch.ones_like(batch.masks_BHW[:1])
+    one = learn.Batch(batch.image_BD[:1], batch.patches_BPD[:1], batch.grid, masks, torch.ones(1, dtype=torch.bool))
+    terms = {name: float(term.detach()) for name, term in learn.loss_terms(encoder, leaves, one).items()}
+    count = masks.numel()
+    for number in "12":
+        found = count + 1 - 1 / (1 - terms[f"dice_normal_{number}"])
+        assert 0.01 < found / count < 0.99
+        assert terms[f"dice_abnormal_{number}"] == pytest.approx(1 - (2 * found + 1) / (found + count + 1), abs=1e-4)
 
 
 def test_masks_may_be_boolean(encoder, leaves, batch):
