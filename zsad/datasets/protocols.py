@@ -4,7 +4,7 @@ Only what was read in code or tables of the works named; what was not seen says 
 learned parts train on the test images of another data set: VisA's for MVTec AD, MVTec AD's for all others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 UNKNOWN = "unknown"
 
@@ -85,7 +85,11 @@ PROTOCOLS = {
 
 
 def protocol_table() -> str:
-    """All protocols as a Markdown table."""
-    heads = ("data set", "images", "resolution", "pooling", "metrics", "published")
-    rows = [(p.name, p.images, p.resolution, p.pooling, p.metrics, p.published) for p in PROTOCOLS.values()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ("---",) * len(heads), *rows))
+    """All protocols as a Markdown table, one row for each practice of a data set."""
+    practices = [field.name for field in fields(Protocol) if field.name != "name"]
+    rows = [
+        (protocol.name if practice == practices[0] else "", practice, getattr(protocol, practice))
+        for protocol in PROTOCOLS.values()
+        for practice in practices
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (("data set", "", "practice"), ("---",) * 3, *rows))
