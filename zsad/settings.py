@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from zsad.bundle import DetectorConfig
 from zsad.errors import ConfigError
@@ -45,12 +46,13 @@ def with_settings(config: DetectorConfig, changes: Mapping[str, Any], settings_c
     Raises:
         ConfigError: for an unknown name (with the nearest known one) or a value that the method refuses.
     """
-    known = [field.name for field in fields(settings_class)]
-    for name in changes:
+    known = {field.name: field for field in fields(settings_class)}
+    for name, value in changes.items():
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise ConfigError(f"method {config.method} has no setting {name!r}; {hint}")
+        _check_number(name, value, known[name].type)
     merged = {**config.settings, **changes}
     try:
         is_same = settings_class(**merged) == settings_class(**config.settings)
@@ -71,6 +73,15 @@ def with_bank(config: DetectorConfig, bank: PromptBank, settings_class: Any) -> 
         config = replace(config, object_name=bank.object_name, calibration=None)
     phrases = {"normal": list(bank.texts("normal")), "abnormal": list(bank.texts("abnormal"))}
     return with_settings(config, phrases, settings_class)
+
+
+def _check_number(name: str, value: Any, kind: Any) -> None:
+    """Refuse what is no number, or no whole one, where a setting of type `kind` asks for one."""
+    kinds = get_args(kind) or (kind,)
+    if not {int, float} & set(kinds) or (value is None and NoneType in kinds):
+        return
+    if isinstance(value, bool) or not isinstance(value, int if int in kinds else int | float):
+        raise ConfigError(f"{name} is {value!r}; it must be a {'whole ' if int in kinds else ''}number")
 
 
 def _value(text: str) -> Any:

@@ -58,12 +58,20 @@ def test_a_setting_at_its_present_value_changes_nothing(config):
         ({"temprature": 1}, "no setting 'temprature'; did you mean 'temperature'"),
         ({"zzz": 1}, "no setting 'zzz'; it has dense, temperature"),
         ({"temperature": 7}, "temperature is 7"),
-        ({"temperature": "hot"}, "settings of method winclip"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"temperature": True}, "temperature is True; it must be a number"),
+        ({"top_patches": 2.5}, "top_patches is 2.5; it must be a whole number"),
+        ({"vv_start": "last"}, "vv_start is 'last'; it must be a whole number"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(config, changes, words):
     with pytest.raises(ConfigError, match=words):
         with_settings(config, changes, WinCLIPConfig)
+
+
+@pytest.mark.parametrize("changes", [{"vv_start": None}, {"vv_start": 1}, {"map_weight": 1}, {"temperature": 0.5}])
+def test_whole_numbers_fractions_and_none_pass_where_they_are_allowed(config, changes):
+    assert with_settings(config, changes, WinCLIPConfig).settings in ({}, changes)
 
 
 def test_a_bank_gives_phrases_in_use_and_the_object(config):

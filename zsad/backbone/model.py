@@ -95,13 +95,14 @@ class Backbone:
             image_ln_post: whether the image embedding passes `ln_post`, as CLIP's does; patches always do.
 
         Raises:
-            ModelError: if a side is not a multiple of the patch size or a tap is not a block.
+            ModelError: if a side is not a multiple of the patch size, or a tap or the start is not a block.
         """
         grid = self.grid(pixels_BHWC)
+        start = self.vv_start if vv_start is None else vv_start
+        self._check_vv_start(start)
         if any(not 0 <= tap < self.num_layers for tap in taps):
             raise ModelError(f"taps {sorted(taps)}: {self.name} has blocks 0 to {self.num_layers - 1}")
         visual = self.model.visual
-        start = self.vv_start if vv_start is None else vv_start
         x_BNW = vision.embed(visual, self.normalise(pixels_BHWC))
         streams = vision.run_blocks(visual, x_BNW, vv_start=start, taps=taps)
         return ImageFeatures(
@@ -110,6 +111,18 @@ class Backbone:
             grid=grid,
             taps={tap: state[:, 1:].float() for tap, state in streams.taps.items()},
         )
+
+    def _check_vv_start(self, vv_start: int) -> None:
+        """Refuse a value-value stream that begins at no block; the number of blocks switches it off.
+
+        Raises:
+            ModelError: if it is not a whole number from 0 to the number of blocks.
+        """
+        if type(vv_start) is not int or not 0 <= vv_start <= self.num_layers:
+            raise ModelError(
+                f"vv_start is {vv_start!r}; {self.name} can start at blocks 0 to {self.num_layers - 1}, and "
+                f"{self.num_layers} switches the value-value stream off"
+            )
 
     def encode_text(self, strings: list[str]) -> Tensor:
         """Unit-length embeddings (S, D) of prompts.

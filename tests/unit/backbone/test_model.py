@@ -79,6 +79,12 @@ def test_value_value_start_is_the_backbones_unless_given(tiny_network):
     assert not torch.equal(default, zero)
 
 
+@pytest.mark.parametrize("start", [-1, 4, 1.0, True])
+def test_a_value_value_start_beyond_the_tower_is_refused(tiny_backbone, start):
+    with pytest.raises(ModelError, match=f"vv_start is {start!r}; .* blocks 0 to 2, and 3 switches"):
+        tiny_backbone.encode_image(tiny_model.pixels(1, 32, 32), vv_start=start)
+
+
 def test_facts_of_the_tower(tiny_backbone):
     facts = (tiny_backbone.image_size, tiny_backbone.patch_size, tiny_backbone.num_layers, tiny_backbone.embed_dim)
     assert facts == (32, 8, 3, 32)
