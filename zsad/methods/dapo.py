@@ -22,6 +22,7 @@ and the optional peak in the image score are ours; `compat` "published" has the 
 
 import hashlib
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -328,10 +329,13 @@ def _fill_in(backbone: Backbone, ids_CT: Tensor, normal_ElW: Tensor, abnormal_El
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Vocabulary:
-    """A word list under one set of learned prompts; equal where all but the tensor objects is, their hash included."""
+    """A word list under one set of learned prompts; equal where all but the tensor objects is, their hash included.
+
+    It does not keep the backbone, so that no forgotten one stays in memory for the sake of its cached directions.
+    """
 
     config: DAPOConfig
-    backbone: Backbone
+    backbone: "weakref.ref[Backbone]"
     words: tuple[str, ...]
     digest: str
     tensors: Mapping[str, Tensor] = field(compare=False)
@@ -344,10 +348,14 @@ class _Vocabulary:
         digest = hashlib.sha256()
         for tensor in prompts.values():
             digest.update(tensor.cpu().contiguous().numpy().data)
-        return cls(config=config, backbone=backbone, words=words, digest=digest.hexdigest(), tensors=prompts)
+        return cls(
+            config=config, backbone=weakref.ref(backbone), words=words, digest=digest.hexdigest(), tensors=prompts
+        )
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def _directions_of(vocabulary: _Vocabulary) -> Tensor:
-    return encode_classes(vocabulary.config, vocabulary.backbone, vocabulary.tensors, vocabulary.words)
+    backbone = vocabulary.backbone()
+    assert backbone is not None  # noqa: S101 - the caller holds it; for the type checker
+    return encode_classes(vocabulary.config, backbone, vocabulary.tensors, vocabulary.words)

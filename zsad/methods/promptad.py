@@ -91,7 +91,7 @@ class PromptAD:
     ) -> None:
         self.config = config
         self.backbone = backbone
-        self._tensors = {name: tensor.to(backbone.device) for name, tensor in (tensors or {}).items()}
+        self._tensors = {name: _on(backbone.device, tensor) for name, tensor in (tensors or {}).items()}
         _check(self._tensors, backbone, subject.object_name)
 
     @property
@@ -175,6 +175,11 @@ def peak(map_Bhw: Tensor, resolution: int) -> Tensor:
 def name_tensor(object_name: str) -> Tensor:
     """A product's name as the tensor `object_name`."""
     return torch.tensor(list(object_name.encode()), dtype=torch.uint8)
+
+
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    """`tensor` where it is used, numbers in fp32 whatever they were stored in; the name's bytes as they are."""
+    return tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
 
 
 def _check(tensors: Mapping[str, Tensor], backbone: Backbone, object_name: str) -> None:

@@ -4,7 +4,7 @@ Eight states fit anything. The rest depends on what the thing is made of: a word
 "cable") chooses families of defects that such things have, and a name that says nothing gets the family of plain
 surfaces. The names are the user's own text, so they are joined to the states and never read as a format.
 
-Cost: none; 11 to about 20 states per product.
+Cost: none; 12 or 13 states for most products, more for a name with words of several families.
 Source: the layout (adjectives before the name, defects after it) is PromptAD's (arXiv 2404.05231); the words are ours.
 """
 

@@ -1,6 +1,8 @@
 """DAPO against a slow second writing of its forward pass, and the properties its word lists must have."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -279,6 +281,15 @@ def test_texts_in_chunks_are_the_same_texts(tiny_backbone, monkeypatch):
     whole = dapo.encode_classes(CONFIG, tiny_backbone, tensors, WORDS)
     monkeypatch.setattr(dapo, "_SEQUENCES", 3)
     torch.testing.assert_close(dapo.encode_classes(CONFIG, tiny_backbone, tensors, WORDS), whole, atol=1e-6, rtol=0)
+
+
+def test_cached_directions_keep_no_backbone_alive(tiny_network):
+    backbone = tiny_model.backbone_of(tiny_network)
+    method(backbone)
+    alive = weakref.ref(backbone)
+    del backbone
+    gc.collect()
+    assert alive() is None
 
 
 def test_texts_are_encoded_once_per_word_list(tiny_backbone, monkeypatch):

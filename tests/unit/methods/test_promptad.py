@@ -221,6 +221,15 @@ def test_impossible_settings_are_refused(settings, words):
         PromptADConfig(**settings)
 
 
+def test_a_bundle_in_half_precision_is_read_in_fp32(tiny_backbone):
+    """Within what the rounding itself costs; kept as it was, the search would fail over two types."""
+    whole = tensors_for(tiny_backbone, tiny_model.pixels(1, 32, 32))
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in whole.items()}
+    images = tiny_model.pixels(2, 32, 32, seed=3)
+    found, expected = (PromptAD(PromptADConfig(), tiny_backbone, CABLE, t).predict(images) for t in (half, whole))
+    torch.testing.assert_close(found.map_Bhw, expected.map_Bhw, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("tensors", [None, {}])
 def test_an_unfitted_method_says_how_to_fit_it(tiny_backbone, tensors):
     with pytest.raises(ModelError, match=r"learns from one to four normal images.*promptad\.fit"):
