@@ -123,16 +123,20 @@ class Preprocess:
 
     `aspect` "stretch" is the only kind: both sides are scaled to `size` on their own. Down-scaling is antialiased and
     works on all pixels (no JPEG draft mode), so that bytes and decoded arrays give equal results. With `tiling` the
-    square is larger than the model's input and is cut into tiles later; without, it is the model's input.
+    square is larger than the model's input and is cut into tiles later; without, it is the model's input. With
+    `first_px` the image is first brought to a square of that side, bilinear and without antialiasing, as PromptAD's
+    released code does with 1024 px before it resizes again.
 
     Raises:
-        ConfigError: the size is outside [16, 4096] px or not the tiling's, or a value is unknown.
+        ConfigError: the size is outside [16, 4096] px or not the tiling's, a value is unknown, or `first_px` is outside
+            [16, 4096] px or comes with a tiling.
     """
 
     size: int = 224
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     aspect: Literal["stretch"] = "stretch"
     tiling: Tiling | None = None
+    first_px: int | None = None
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 4096:
@@ -144,6 +148,8 @@ class Preprocess:
             raise ConfigError(f"preprocess aspect must be stretch, not {self.aspect!r}")
         if self.tiling and self.tiling.size != self.size:
             raise ConfigError(f"the tiling covers {self.tiling.size} px, so preprocess size can't be {self.size} px")
+        if self.first_px is not None and (self.tiling or not 16 <= self.first_px <= 4096):
+            raise ConfigError(f"preprocess first_px must be 16 to 4096 px and without tiling, not {self.first_px}")
 
     @property
     def view_px(self) -> int:
@@ -157,13 +163,12 @@ class Preprocess:
 
     def apply(self, rgb_HW3: RgbImage) -> RgbImage:
         """Resize to uint8 (size, size, 3)."""
-        image = Image.fromarray(rgb_HW3)
+        image = Image.fromarray(rgb_HW3 if self.first_px is None else _bilinear(rgb_HW3, self.first_px))
         return np.asarray(image.resize((self.size, self.size), _RESAMPLING[self.interpolation]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `tiling` only where there is one."""
-        plain = asdict(self)
-        return plain if self.tiling else {name: value for name, value in plain.items() if name != "tiling"}
+        """Plain values for JSON; `tiling` and `first_px` only where they are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
@@ -186,6 +191,20 @@ def _check_keys(owner: type[Any], values: Mapping[str, Any], what: str) -> None:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"unknown {what} key {key!r}; {hint}")
+
+
+def _bilinear(rgb_HW3: RgbImage, side: int) -> RgbImage:
+    """The square (side, side, 3) of bilinear samples at pixel centres; what lies between them is not looked at."""
+    values: npt.NDArray[Any] = rgb_HW3
+    for axis in (0, 1):
+        length = values.shape[axis]
+        places = ((np.arange(side) + 0.5) * length / side - 0.5).clip(0, length - 1)
+        low = places.astype(np.intp)
+        share = np.expand_dims((places - low).astype(np.float32), (1, 2) if axis == 0 else (0, 2))
+        high = np.minimum(low + 1, length - 1)
+        values = np.take(values, low, axis) * (1 - share) + np.take(values, high, axis) * share
+    rounded: RgbImage = np.rint(values).astype(np.uint8)
+    return rounded
 
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

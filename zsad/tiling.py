@@ -23,6 +23,7 @@ Source: sliding windows are common practice; the blending and both rules are our
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -156,11 +157,11 @@ def retiled(
     if per_side < 1:
         raise ConfigError(f"{per_side} tiles per side: give 1 (no tiling) or more")
     if per_side == 1:
-        changed = Preprocess(size=view_px, interpolation=preprocess.interpolation)
+        changed = replace(preprocess, size=view_px, tiling=None)
     else:
         overlap_px = max(1, round(view_px * _OVERLAP_SHARE / patch_size)) * patch_size
         tiling = Tiling(per_side=per_side, overlap_px=overlap_px, tile_px=view_px)
-        changed = Preprocess(size=tiling.size, interpolation=preprocess.interpolation, tiling=tiling)
+        changed = replace(preprocess, size=tiling.size, tiling=tiling)
     check_patches(changed, patch_size)
     return changed
 

@@ -7,6 +7,8 @@ import time
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -216,8 +218,27 @@ def test_preprocess_averages_when_it_shrinks():
 def test_preprocess_survives_a_round_trip():
     plain = Preprocess(size=336, interpolation="bilinear")
     in_tiles = Preprocess(size=416, tiling=Tiling(per_side=2, overlap_px=32, tile_px=224))
-    for preprocess in (plain, in_tiles):
+    twice = Preprocess(size=240, first_px=1024)
+    for preprocess in (plain, in_tiles, twice):
         assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+
+
+@pytest.mark.parametrize("size", [(48, 64), (5, 7), (301, 16)])
+def test_the_first_square_is_sampled_without_antialiasing(size):
+    """Larger and smaller than the image; Pillow has nothing left to resize."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = Preprocess(size=32, first_px=32).apply(image)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    expected = F.interpolate(planes, size=(32, 32), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    assert np.abs(found - expected.numpy()).max() <= 0.5 + 1e-3
+
+
+def test_the_second_resize_starts_from_the_first_square():
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    first = Preprocess(size=64, first_px=64).apply(image)
+    twice = Preprocess(size=16, first_px=64).apply(image)
+    assert np.array_equal(twice, Preprocess(size=16).apply(first))
+    assert not np.array_equal(twice, Preprocess(size=16).apply(image))
 
 
 def test_without_tiling_nothing_is_written_of_it():
@@ -240,11 +261,13 @@ def test_what_the_model_sees_is_a_tile_or_the_whole():
         ({"size": 8}, "16 to 4096"),
         ({"interpolation": "nearest"}, "bicubic or bilinear"),
         ({"aspect": "crop"}, "stretch"),
+        ({"first_px": 8}, "first_px must be 16 to 4096 px and without tiling, not 8"),
         ({"tiling": {"per_sied": 2}}, "unknown tiling key 'per_sied'; did you mean 'per_side'"),
         ({"tiling": {"per_side": 1, "overlap_px": 0, "tile_px": 224}}, "1 tiles per side; give 2 or more"),
         ({"tiling": {"per_side": 2, "overlap_px": 0, "tile_px": 8}}, "tiles of 8 px; give 16"),
         ({"tiling": {"per_side": 2, "overlap_px": 113, "tile_px": 224}}, "overlap by 113 px; give 0 to 112 px"),
         ({"tiling": {"per_side": 2, "overlap_px": -1, "tile_px": 224}}, "overlap by -1 px"),
+        ({"size": 416, "first_px": 99, "tiling": {"per_side": 2, "overlap_px": 32, "tile_px": 224}}, "without tiling"),
         ({"tiling": {"per_side": 2, "overlap_px": 32, "tile_px": 224}}, "covers 416 px, so .* can't be 224 px"),
     ],
 )

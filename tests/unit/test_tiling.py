@@ -279,6 +279,7 @@ def test_resolution_can_be_changed_and_tiling_dropped():
     assert larger.tiling == Tiling(per_side=2, overlap_px=8, tile_px=64)
     assert larger.interpolation == "bilinear"
     assert retiled(Preprocess(size=32), patch_size=PATCH, size=48) == Preprocess(size=48)
+    assert retiled(Preprocess(size=32, first_px=99), patch_size=PATCH, size=48) == Preprocess(size=48, first_px=99)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ class PromptADTraining:
         num_abnormal: learned abnormal contexts A.
         align_weight: of the term that keeps learned and manual abnormal prompts together.
         compat: "released" takes the pixel task's margin over patches channel by channel, as the published code does by
-            a slip of axes; "zsad" over the channels of every patch, as its formula says.
+            a slip of axes; "zsad" over the channels of every patch, as its formula says. Its double resize is a matter
+            of the bundle: `Preprocess(first_px=1024)`.
     """
 
     seed: int = 111
