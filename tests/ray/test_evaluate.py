@@ -74,7 +74,7 @@ def test_counts_types_and_files_are_complete(evaluated, labelled):
         mine = [image for image in images if image.product == product]
         assert found["num_normal"] == sum(image.label == 0 for image in mine)
         assert set(found["types"]) == {image.defect_type for image in mine if image.label}
-    assert "| mean |" in (evaluated / "metrics.md").read_text()
+    assert "| mean of 2 products |" in (evaluated / "metrics.md").read_text()
     html = (evaluated / "report.html").read_text()
     num_normal = sum(image.label == 0 for image in images)
     assert html.count("data:image/jpeg") == min(12, num_normal) + min(12, len(images) - num_normal)
