@@ -12,7 +12,8 @@ weighed down. Modes:
 
 A caution: the similarities that choose the prompts also decide the class, so a choice confirms itself. On random
 similarities without any evidence `interval` still widens the margin. Answers of different images come from different
-prompts, and thresholds must be fitted on answers of the same mode.
+prompts, and thresholds must be fitted on answers of the same mode. Choosing by order flips near ties, so `interval` in
+bf16 can choose other prompts than in fp32: on a tiny random tower its maps correlated at 0.90 to 0.96 only.
 
 Legend: N prompts, of both sides.
 Cost: O(N * N log N) an image, on the CPU.
