@@ -8,7 +8,7 @@ changing what came before. Everything random derives from (seed, step) and the o
 stopped anywhere goes on bit for bit.
 
 Legend: B images, P patches, D joint width.
-Cost: about 90 samples/s at 112 px and 25 at 224 px on two CPU cores; see docs/nano.md for the recipe and its figures.
+Cost: about 60 samples/s at 112 px and 25 at 224 px on two busy CPU cores; docs/nano.md has the recipe and its figures.
 Source: Muon (K. Jordan 2024, as in torch.optim), the rest is zsad's own.
 """
 
@@ -74,6 +74,11 @@ class Stage:
     decay: float = 0.0
 
 
+_JOINT = Stage(
+    kind="joint", size=224, min_window=160, max_window=224, batch_size=32, steps=250, learning_rate=3e-4, decay=1.0
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
     """The whole recipe; stored beside the checkpoint."""
@@ -81,19 +86,12 @@ class PretrainConfig:
     seed: int = 0
     pool_scenes: int = 10_000
     stages: tuple[Stage, ...] = (
-        Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=3000),
-        Stage(size=224, min_window=144, max_window=224, batch_size=32, steps=1500, decay=0.4),
-        Stage(kind="text", size=224, min_window=144, max_window=224, batch_size=32, steps=800, decay=0.5),
-        Stage(
-            kind="joint",
-            size=224,
-            min_window=144,
-            max_window=224,
-            batch_size=32,
-            steps=300,
-            learning_rate=4e-4,
-            decay=1,
-        ),
+        Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=1000),
+        Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=120, learning_rate=1.2e-3, decay=1.0),
+        Stage(size=224, min_window=160, max_window=224, batch_size=32, steps=700, learning_rate=1.2e-3),
+        Stage(size=224, min_window=160, max_window=224, batch_size=32, steps=1500, learning_rate=6e-4, decay=0.6),
+        Stage(kind="text", size=16, min_window=144, max_window=224, batch_size=32, steps=600, decay=0.5),
+        _JOINT,
     )
     warmup_steps: int = 60
     weight_decay: float = 0.05
