@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +23,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsad.decode_child import DecodeChild
-from zsad.detector import Detector, Finding
 from zsad.errors import ErrorCode, ImageError, StorageError
+from zsad.finding import Finding
 from zsad.images import DecodeLimits, Preprocess
 from zsad.partition import PartitionTemplate
 from zsad.report.manifest import MANIFEST_SCHEMA
 from zsad.report.paths import map_key
 from zsad.report.schema import Row, RunStamp, error_row, ok_row, rows_to_table
 from zsad.storage import ObjectInfo, Store
+
+if TYPE_CHECKING:  # decoding workers start often and must not wait seconds for torch
+    from zsad.detector import Detector
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ def decode_objects(
     return pa.Table.from_pylist(rows, schema=decoded_schema(preprocess.size))
 
 
-def score_table(detector: Detector, decoded: pa.Table, context: RowContext) -> pa.Table:
+def score_table(detector: "Detector", decoded: pa.Table, context: RowContext) -> pa.Table:
     """Score what `decode_objects` returned.
 
     Returns:
@@ -180,7 +183,7 @@ def pixel_array(decoded: pa.Table, size: int) -> NDArray[np.uint8]:
 
 
 def inspect_each(
-    detector: Detector, pixels_BSSC: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]
+    detector: "Detector", pixels_BSSC: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]
 ) -> list[Finding | ImageError]:
     """Findings of a batch; if the batch fails, of each image by itself, so that one image costs one row."""
     try:

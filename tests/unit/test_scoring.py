@@ -2,6 +2,8 @@
 
 import io
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,3 +282,9 @@ def test_a_slice_of_a_table_scores_its_own_pixels(context):
         30 / 255,
         50 / 255,
     ]
+
+
+def test_decoding_needs_no_torch():
+    """A decode worker that imports it starts two seconds later, and workers start often."""
+    code = "import sys, zsad.distributed.stages; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,6 +11,9 @@ from zsad.errors import ConfigError, ZsadError, causes
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 START_TRIES = 3
+# Ray ends a worker that idles for a second as soon as there are more than CPUs. On a small machine actors use these up,
+# so every decode task would start, and import, anew.
+KEEP_WORKERS = {"num_workers_soft_limit": 16, "idle_worker_killing_time_threshold_ms": 60_000}
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +59,7 @@ def _start_local(quiet: dict[str, Any]) -> None:
                 num_cpus=os.cpu_count(),
                 object_store_memory=LOCAL_OBJECT_STORE_BYTES,
                 include_dashboard=False,
+                _system_config=KEEP_WORKERS,
                 **quiet,
             )
         except Exception as error:
