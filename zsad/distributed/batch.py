@@ -13,9 +13,11 @@ the two stages.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -263,27 +265,42 @@ def _give_up(plan: Plan, reason: str) -> None:
 
 def pipeline(plan: Plan, shards: list[int], resources: Resources) -> Dataset:
     """The lazy pipeline from shard numbers to report rows."""
+    numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
+    num_scorers = min(count_scorers(plan.config, resources), len(shards))
+    gpus = plan.config.num_gpus_per_scorer
+    return decode_and_score(
+        numbers, partial(decode_block, plan, shards), ShardScorer, plan, num_scorers=num_scorers, gpus_each=gpus
+    )
+
+
+def decode_and_score(
+    blocks: Dataset, decode: Callable[..., Any], scorer: type, plan: Any, *, num_scorers: int, gpus_each: float
+) -> Dataset:
+    """`blocks` through decode tasks and a fixed pool of scorers, each block whole; lazy.
+
+    Args:
+        blocks: one a unit of work.
+        decode: from a block to a block.
+        scorer: class of the pool's actors, made from `plan`, called with a decoded block.
+        plan: likewise.
+        num_scorers: size of the pool.
+        gpus_each: GPUs of one scorer; 0: scorers and decoding share the CPUs.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    gpus = plan.config.num_gpus_per_scorer
-    num_scorers = min(count_scorers(plan.config, resources), len(shards))
-    numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
-    decoded = numbers.map_batches(
-        partial(decode_block, plan, shards),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1.0 if gpus else DECODE_CPUS,
+    decoded = blocks.map_batches(
+        decode, batch_size=None, batch_format="pyarrow", num_cpus=1.0 if gpus_each else DECODE_CPUS
     )
     return decoded.map_batches(
-        ShardScorer,
+        scorer,
         fn_constructor_args=(plan,),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=num_scorers),
-        num_cpus=0.9 if gpus else SCORER_CPUS,
-        num_gpus=gpus or None,
+        num_cpus=0.9 if gpus_each else SCORER_CPUS,
+        num_gpus=gpus_each or None,
     )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import Dataset
 from tqdm import tqdm
 
 from zsad import __version__
@@ -26,7 +26,7 @@ from zsad.batch_config import BatchConfig, absolute
 from zsad.bundle import read_config, write_bundle
 from zsad.datasets.labelled import LabelledImage
 from zsad.decode_child import DecodeChild
-from zsad.distributed.batch import DECODE_CPUS, SCORER_CPUS, count_scorers, shard_rows
+from zsad.distributed.batch import count_scorers, decode_and_score, shard_rows
 from zsad.distributed.cluster import Resources, connect, is_submitted_job, zsad_cause
 from zsad.distributed.evaluate_plan import Plan
 from zsad.distributed.evaluate_tiles import make_tiles
@@ -180,30 +180,12 @@ def _check_budget(tally: Tally, max_error_share: float) -> None:
 
 
 def pipeline(plan: Plan, listed: Mapping[str, pa.Table], resources: Resources) -> Dataset:
-    """The lazy pipeline from truth to tables with `zsad.evaluation.compare.RESULT_SCHEMA`,, in any order."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    """The lazy pipeline from truth to tables with `zsad.evaluation.compare.RESULT_SCHEMA`, in any order."""
     scoring = plan.config.scoring()
-    gpus = scoring.num_gpus_per_scorer
     blocks = list(_blocks(plan, listed))
-    truths = ray.data.from_arrow(blocks)
-    decoded = truths.map_batches(
-        partial(decode_block, plan),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1.0 if gpus else DECODE_CPUS,
-    )
-    return decoded.map_batches(
-        Comparer,
-        fn_constructor_args=(plan,),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(count_scorers(scoring, resources), len(blocks))),
-        num_cpus=0.9 if gpus else SCORER_CPUS,
-        num_gpus=gpus or None,
-    )
+    num_scorers = min(count_scorers(scoring, resources), len(blocks))
+    truths, decode, gpus = ray.data.from_arrow(blocks), partial(decode_block, plan), scoring.num_gpus_per_scorer
+    return decode_and_score(truths, decode, Comparer, plan, num_scorers=num_scorers, gpus_each=gpus)
 
 
 def _blocks(plan: Plan, listed: Mapping[str, pa.Table]) -> Iterator[pa.Table]:

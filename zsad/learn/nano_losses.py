@@ -1,7 +1,7 @@
 """What nano is trained to do, as loss terms on one batch.
 
 Towers are trained in turn. First the vision tower learns directions of its own for normal, abnormal and every defect
-("prototypes"): with two vectors in place of a text tower that knows nothing yet, it learns several times faster. Then
+("prototypes"): with two vectors in place of a text tower that knows nothing yet, it learned with fewer samples. Then
 the text tower learns which sentences mean those directions. At last both learn together, from sentences alone:
 
 - captions: symmetric contrastive loss with several positives, captions that mean the same are never negatives;

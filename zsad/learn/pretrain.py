@@ -2,8 +2,8 @@
 
 Stages follow each other: the vision tower against prototypes at 112 px (small inputs buy four times as many samples for
 the same time), then at 224 px; the text tower against those prototypes; at last both together (see `nano_losses`).
-Matrices of the blocks are trained by Muon, which here needs about half of AdamW's samples; all else by AdamW. Every
-stage warms up, stays at its rate and falls to zero over its last part, so that a stage can be made longer without
+Matrices of the blocks are trained by Muon, which here needs about two thirds of AdamW's samples; all else by AdamW.
+Every stage warms up, stays at its rate and falls to zero over its last part, so that a stage can be made longer without
 changing what came before. Everything random derives from (seed, step) and the optimisers' state is saved, so training
 stopped anywhere goes on bit for bit.
 

@@ -5,7 +5,7 @@ image size is filtered. A method predicts on the patch grid, where nothing is lo
 that; evaluation measures this form, as papers do, for methods that have one (`map_sigma`, see `zsad.methods.base`).
 
 Legend: B images, (h, w) patch grid, (H, W) output px.
-Cost: about H * W * h multiplications per image, 10 ms for 518 px on one core.
+Cost: about H * W * h multiplications per image.
 Source: the filter is SciPy's `gaussian_filter` with its defaults (cut at 4 sigma, half-sample symmetric border), which
 the released code of AnomalyCLIP, FAPrompt and PromptAD uses.
 """
