@@ -1,0 +1,1 @@
+"""Who may write a product's phrases, behind one small interface."""
