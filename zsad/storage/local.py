@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from zsad.errors import ErrorCode, ImageError, StorageError
+from zsad.storage import counters
 from zsad.storage.base import ObjectInfo, Store, require_etag, require_plain_key, require_size
 
 _TEMPORARY = ".zsad-tmp-"
@@ -54,6 +55,7 @@ class LocalStore(Store):
             require_size(before.st_size, max_bytes, str(path))
             require_etag(_etag(before), etag, str(path))
             data = file.read(before.st_size + 1)
+            counters.count(bytes_read=len(data))
             if len(data) != before.st_size or _etag(os.fstat(file.fileno())) != _etag(before):
                 raise ImageError(ErrorCode.CHANGED, f"{path} changed while it was read; run again")
         return data
@@ -102,6 +104,7 @@ class LocalStore(Store):
         return LocalFileSystem(), self.url
 
     def _path(self, key: str) -> Path:
+        counters.count(requests=1)
         require_plain_key(key, self.url)
         path = Path(self.url, key)
         with _typed_errors(str(path), "resolve"):
@@ -164,6 +167,7 @@ def _temporary_file(path: Path, data: bytes) -> Iterator[Path]:
             file.flush()
             os.fsync(file.fileno())
         yield temporary
+        counters.count(bytes_written=len(data))
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -6,7 +6,8 @@ twice or a token that does not move costs nothing; that needs a server that list
 compatible servers do (S3 directory buckets do not). Keys ending in `/` with 0 bytes are folder marks and not listed.
 
 Each attempt has 5 s to connect and 10 s without a byte; botocore's and s3fs's own retries are off, ours
-(`zsad.storage.retry`) decide by cause.
+(`zsad.storage.retry`) decide by cause. How many requests are under way at once follows what the server says
+(`zsad.storage.concurrency`).
 """
 
 import asyncio
@@ -24,9 +25,10 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
 from zsad.errors import ErrorCode, ImageError, StorageError
-from zsad.storage import s3_errors
+from zsad.storage import counters, s3_errors
 from zsad.storage.base import ObjectInfo, Store, require_etag, require_plain_key, require_size
-from zsad.storage.retry import RetryPolicy, call_with_retries
+from zsad.storage.concurrency import AdaptiveLimit
+from zsad.storage.retry import RetryPolicy, ThrottledError, call_with_retries
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -37,6 +39,7 @@ READ_TIMEOUT_S = 10.0
 ATTEMPT_TIMEOUT_S = 60.0
 KEYS_PER_PAGE = 1000
 POLICY = RetryPolicy()
+_LIMIT = AdaptiveLimit()
 T = TypeVar("T")
 
 
@@ -147,7 +150,10 @@ class S3Store(Store):
         return self._retried(action, uri, lambda _: self._call_once(method, **arguments))
 
     def _call_once(self, method: str, **arguments: str | bytes | int) -> dict[str, Any]:
+        counters.count(requests=1)
         answer: dict[str, Any] = _filesystem().call_s3(method, Bucket=self.bucket, **arguments)
+        body = arguments.get("Body")
+        counters.count(bytes_written=len(body) if isinstance(body, bytes) else 0)
         return answer
 
     def _retried(self, action: str, uri: str, attempt: Callable[[int], T]) -> T:
@@ -159,7 +165,17 @@ class S3Store(Store):
             except (OSError, BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError) as error:
                 raise s3_errors.storage_error(error, uri, action) from error
 
-        return call_with_retries(typed, POLICY)
+        def limited(number: int) -> T:
+            try:
+                with _LIMIT.slot():
+                    result = typed(number)
+            except ThrottledError:
+                _LIMIT.throttled()
+                raise
+            _LIMIT.succeeded()
+            return result
+
+        return call_with_retries(limited, POLICY)
 
     def _page(self, start: str, after: str, _number: int) -> dict[str, Any]:
         """One listing page behind the key `after`, checked.
@@ -197,6 +213,7 @@ class S3Store(Store):
             data: bytes = sync(_filesystem().loop, _read_body, body)
         finally:
             body.close()
+        counters.count(bytes_read=len(data))
         if len(data) != int(response["ContentLength"]):
             raise StorageError(f"{uri}: {len(data):,} of {response['ContentLength']:,} bytes came", retryable=True)
         code = s3_errors.hidden_error_code(data)

@@ -7,7 +7,7 @@ import aiohttp
 from botocore import exceptions as boto
 
 from zsad.errors import ErrorCode, StorageError
-from zsad.storage.retry import UnreachableError
+from zsad.storage.retry import ThrottledError, UnreachableError
 
 _CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary keys), AWS_PROFILE, or give "
@@ -30,21 +30,14 @@ _FORBIDDEN_CODES = frozenset(
     }
 )
 _MISSING_CODES = frozenset({"NoSuchBucket", "NoSuchKey", "NotFound"})
-_RETRYABLE_CODES = frozenset(
-    {
-        "BadDigest",
-        "ConditionalRequestConflict",
-        "InternalError",
-        "OperationAborted",
-        "RequestLimitExceeded",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-    }
+_THROTTLED_CODES = frozenset(
+    {"RequestLimitExceeded", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException"}
 )
-_RETRYABLE_STATUSES = {408, 409, 429, 500, 502, 503, 504}
+_THROTTLED_STATUSES = {429, 503}
+_RETRYABLE_CODES = frozenset(
+    {"BadDigest", "ConditionalRequestConflict", "InternalError", "OperationAborted", "RequestTimeout"}
+)
+_RETRYABLE_STATUSES = {408, 409, 500, 502, 504}
 _TIMEOUTS = (boto.ReadTimeoutError, boto.ConnectTimeoutError, TimeoutError)
 _UNREACHABLE = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError)
 _CONFIGURATION = (
@@ -96,9 +89,9 @@ def error_from_code(code: str, status: int, detail: str, uri: str, action: str) 
         return StorageError(message, code=ErrorCode.MISSING)
     if code == "RequestTimeout" or status in {408, 504}:
         return StorageError(message, retryable=True, code=ErrorCode.READ_TIMEOUT)
-    if code in _RETRYABLE_CODES or status in _RETRYABLE_STATUSES:
-        return StorageError(message, retryable=True)
-    return StorageError(message)
+    if code in _THROTTLED_CODES or status in _THROTTLED_STATUSES:
+        return ThrottledError(message, retryable=True)
+    return StorageError(message, retryable=code in _RETRYABLE_CODES or status in _RETRYABLE_STATUSES)
 
 
 def is_refused_condition(error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from zsad.errors import StorageError
-from zsad.storage.retry import Pacer, RetryPolicy, UnreachableError, call_with_retries
+from zsad.storage.retry import RetryBudget, RetryPolicy, UnreachableError, call_with_retries
 
 
 class Clock:
@@ -38,7 +38,7 @@ def run(attempt, *, draw=1.0, per_s=1e9, policy=None):
             sleep=clock.sleep,
             clock=clock,
             draw=lambda: draw,
-            pacer=Pacer(per_s, clock),
+            budget=RetryBudget(per_s, clock),
         )
     except StorageError as error:
         result = error
@@ -95,10 +95,22 @@ def test_is_less_patient_when_nothing_answers_at_all():
     assert clock() - 100 <= 15
 
 
-def test_pacer_spaces_all_retries_of_a_process():
+def test_retries_that_nothing_paid_for_are_spaced():
     clock = Clock()
-    pacer = Pacer(5, clock)
-    assert [pacer.reserve_s() for _ in range(4)] == pytest.approx([0, 0.2, 0.4, 0.6])
+    budget = RetryBudget(5, clock)
+    assert [budget.reserve_s() for _ in range(4)] == pytest.approx([0, 0.2, 0.4, 0.6])
     clock.sleep(10)
-    assert pacer.reserve_s() == 0
-    assert pacer.num_reserved == 5
+    assert budget.reserve_s() == 0
+
+
+def test_two_successes_pay_for_one_retry_and_ten_retries_can_be_saved():
+    budget = RetryBudget(5, Clock())
+    budget.reserve_s()
+    for _ in range(4):
+        budget.succeeded()
+    assert [budget.reserve_s() for _ in range(3)] == pytest.approx([0, 0, 0.2])
+    for _ in range(100):
+        budget.succeeded()
+    waits = [budget.reserve_s() for _ in range(12)]
+    assert waits[:10] == [0] * 10
+    assert waits[10:] == pytest.approx([0.4, 0.6])

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from zsad.errors import ErrorCode, ImageError, StorageError
-from zsad.storage import open_store, retry, s3, s3_errors
+from zsad.storage import counters, open_store, retry, s3, s3_errors
 
 ERROR_XML = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>no</Message></Error>'
 
@@ -100,16 +100,18 @@ def store():
 
 def test_slow_down_is_retried_and_counted(script, store):
     script.answers = [error(503, "SlowDown"), error(500, "InternalError"), content(b"pixels")]
-    before = retry.num_retries()
+    before = counters.snapshot()
     assert store.get("x.png", max_bytes=100) == b"pixels"
-    assert retry.num_retries() - before == 2
+    assert counters.snapshot() - before == counters.Counters(requests=3, retries=2, throttles=1, bytes_read=6)
     assert script.requests == [("GET", "/bucket/root/x.png")] * 3
 
 
 def test_slow_down_inside_a_success_is_retried(script, store):
     hidden = Answer(200, ERROR_XML.format("SlowDown").encode(), {"Content-Type": "application/xml"})
     script.answers = [hidden, content(b"pixels")]
+    before = counters.snapshot()
     assert store.get("x.png", max_bytes=1000, etag="e1") == b"pixels"
+    assert (counters.snapshot() - before).throttles == 1
 
 
 def test_a_stored_error_document_is_returned_as_it_is(script, store):
