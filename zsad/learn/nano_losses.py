@@ -27,6 +27,7 @@ from zsad.learn.pool import Batch
 from zsad.learn.styles import TRAINED_DEFECTS
 
 TEMPERATURE = 0.07
+TYPE_WEIGHT = 0.5
 COVERED = 0.05  # a patch counts as defective from this share on; a thinner sliver is neither
 _MAX_SCALE = 50
 
@@ -49,7 +50,12 @@ class Prototypes(nn.Module):
 
 
 def vision_losses(
-    image_BD: Tensor, patches_BPD: Tensor, directions: tuple[Tensor, Tensor], batch: Batch
+    image_BD: Tensor,
+    patches_BPD: Tensor,
+    directions: tuple[Tensor, Tensor],
+    batch: Batch,
+    *,
+    type_weight: float = TYPE_WEIGHT,
 ) -> dict[str, Tensor]:
     """State, dense and type loss of a batch of twins against prototypes, each with its weight applied.
 
@@ -62,7 +68,7 @@ def vision_losses(
     states_GB2D = torch.stack(
         [torch.stack([normal_BD, abnormal_BD], dim=1), torch.stack([normal_BD, defects_KD[types]], dim=1)]
     )
-    return _terms(image_BD, patches_BPD, states_GB2D, defects_KD, batch)
+    return _terms(image_BD, patches_BPD, states_GB2D, defects_KD, batch, type_weight)
 
 
 def text_losses(
@@ -86,7 +92,13 @@ def text_losses(
 
 
 def joint_losses(
-    model: Any, image_BD: Tensor, patches_BPD: Tensor, batch: Batch, words: wording.Wording
+    model: Any,
+    image_BD: Tensor,
+    patches_BPD: Tensor,
+    batch: Batch,
+    words: wording.Wording,
+    *,
+    type_weight: float = TYPE_WEIGHT,
 ) -> dict[str, Tensor]:
     """The four terms with texts, each with its weight applied."""
     texts_TD = encode_texts(model, words)
@@ -95,17 +107,17 @@ def joint_losses(
     captions = contrastive_loss(scale * image_BD @ texts_TD[: len(positives_BC)].T, positives_BC)
     states_GB2D = torch.stack([*_shared_states(words, texts_TD, len(image_BD)), _own_states(words, texts_TD, batch)])
     defects_KD = torch.stack([_mean(texts_TD, rows) for rows in words.defects])
-    return {"captions": 0.2 * captions, **_terms(image_BD, patches_BPD, states_GB2D, defects_KD, batch)}
+    return {"captions": 0.2 * captions, **_terms(image_BD, patches_BPD, states_GB2D, defects_KD, batch, type_weight)}
 
 
 def _terms(
-    image_BD: Tensor, patches_BPD: Tensor, states_GB2D: Tensor, defects_KD: Tensor, batch: Batch
+    image_BD: Tensor, patches_BPD: Tensor, states_GB2D: Tensor, defects_KD: Tensor, batch: Batch, type_weight: float
 ) -> dict[str, Tensor]:
     is_bad_B = torch.tensor([defect != "good" for defect in batch.defects])
     return {
         "state": state_loss(image_BD, states_GB2D, is_bad_B),
         "dense": 2 * dense_loss(patches_BPD, states_GB2D, batch.coverage_BP),
-        "type": 0.5 * type_loss(patches_BPD, defects_KD, batch),
+        "type": type_weight * type_loss(patches_BPD, defects_KD, batch),
     }
 
 

@@ -28,6 +28,7 @@ from zsad.datasets.synthetic import SyntheticConfig, generate_pair
 SHARD = 500
 Kind = tuple[str, str]
 MIN_DEFECT_PX = 6
+SURFACE = "surface"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,14 @@ def _draw_shard(folder: Path, seed: int, config: SyntheticConfig, shard: int) ->
 
 
 def draw_batch(
-    pool: Pool, rng: np.random.Generator, *, batch_size: int, size: int, windows: tuple[int, int], patch_size: int
+    pool: Pool,
+    rng: np.random.Generator,
+    *,
+    batch_size: int,
+    size: int,
+    windows: tuple[int, int],
+    patch_size: int,
+    part_share: float | None = None,
 ) -> Batch:
     """A batch of random windows: the defective ones first, then their clean twins in the same order.
 
@@ -118,8 +126,9 @@ def draw_batch(
         size: side of the output, px.
         windows: least and greatest side of the window that is cut out and resized to `size`, px.
         patch_size: side of a patch, px.
+        part_share: share of scenes that show whole parts and not a surface; None: as the pool has them.
     """
-    indices = rng.integers(len(pool), size=batch_size // 2)
+    indices = _drawn(pool, rng, batch_size // 2, part_share)
     cuts = [_cut(*pool.item(int(index)), rng, windows) for index in indices]
     pixels = torch.stack([_resize(image, size) for image, _, _ in cuts] + [_resize(twin, size) for _, twin, _ in cuts])
     coverage = torch.stack([_coverage(mask, size // patch_size) for _, _, mask in cuts])
@@ -132,6 +141,15 @@ def draw_batch(
         kinds=kinds + kinds,
         defects=defects + ["good"] * len(kinds),
     )
+
+
+def _drawn(pool: Pool, rng: np.random.Generator, count: int, part_share: float | None) -> NDArray[np.int64]:
+    """Numbers of random scenes."""
+    if part_share is None:
+        return rng.integers(len(pool), size=count)
+    is_part = np.array([shape != SURFACE for _, shape in pool.kinds])
+    groups = [np.flatnonzero(is_part), np.flatnonzero(~is_part)]
+    return np.array([rng.choice(groups[int(rng.random() >= part_share)]) for _ in range(count)])
 
 
 def _cut(
@@ -158,8 +176,8 @@ def _cut(
 
 def _resize(pixels_HWC: Tensor, size: int) -> Tensor:
     if pixels_HWC.shape[0] == size:
-        return pixels_HWC.float()
-    planes = pixels_HWC.permute(2, 0, 1)[None].float()
+        return pixels_HWC
+    planes = pixels_HWC.permute(2, 0, 1)[None]
     resized = F.interpolate(planes, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
     return resized[0].permute(1, 2, 0)
 
@@ -169,15 +187,23 @@ def _coverage(mask_HW: Tensor, grid: int) -> Tensor:
 
 
 def _photometric(pixels_BHWC: Tensor, rng: np.random.Generator) -> Tensor:
-    """Gamma, contrast, brightness, tint and loss of colour, the same for both twins of a pair."""
+    """Gamma, contrast, brightness, tint and loss of colour, the same for both twins of a pair.
+
+    Each is a function of a pixel's value, so a table of 256 values a pair and channel says all but the loss of colour.
+    """
     pairs = len(pixels_BHWC) // 2
 
-    def per_pair(low: float, high: float, width: int = 1) -> Tensor:
-        drawn = torch.from_numpy(rng.uniform(low, high, size=(pairs, 1, 1, width)).astype(np.float32))
-        return torch.cat([drawn, drawn])
+    def per_pair(low: float, high: float, width: int = 1) -> NDArray[np.float32]:
+        return rng.uniform(low, high, size=(pairs, 1, width)).astype(np.float32)
 
-    x = (pixels_BHWC / 255).clamp(1e-3, 1) ** per_pair(0.7, 1.4)
+    x = np.linspace(0, 1, 256, dtype=np.float32).clip(1e-3)[:, None] ** per_pair(0.7, 1.4)
     x = (x - 0.5) * per_pair(0.6, 1.25) + 0.5 + per_pair(-0.12, 0.12) + per_pair(-0.04, 0.04, 3)
-    grey = per_pair(0, 1) < 0.3
-    x = torch.where(grey, x.mean(dim=-1, keepdim=True).expand_as(x), x)
-    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+    tables_N256C = (x.clip(0, 1) * 255).round().astype(np.uint8)
+    grey = per_pair(0, 1)[:, 0, 0] < 0.3
+    out = np.empty(pixels_BHWC.shape, np.uint8)
+    for row, image in enumerate(pixels_BHWC.numpy()):
+        for channel in range(3):
+            np.take(tables_N256C[row % pairs, :, channel], image[..., channel], out=out[row, ..., channel])
+        if grey[row % pairs]:
+            out[row] = out[row].mean(axis=-1, keepdims=True).round()
+    return torch.from_numpy(out)

@@ -34,7 +34,7 @@ from zsad.backbone.load import CONFIG_FILE, WEIGHTS_FILE, build
 from zsad.errors import ConfigError
 from zsad.learn import wording
 from zsad.learn.initial import initialise_vision
-from zsad.learn.nano_losses import Prototypes, joint_losses, text_losses, vision_losses, vocabulary
+from zsad.learn.nano_losses import TYPE_WEIGHT, Prototypes, joint_losses, text_losses, vision_losses, vocabulary
 from zsad.learn.pool import Batch, Pool, draw_batch, open_pool
 from zsad.learn.styles import training_styles
 
@@ -62,6 +62,8 @@ class Stage:
         steps: optimiser steps.
         learning_rate: of the flat part; the warm-up before it counts `PretrainConfig.warmup_steps`.
         decay: share of the steps, at the end, over which the rate falls to zero.
+        part_share: share of scenes that show whole parts; None: as the pool has them.
+        type_weight: of the type loss.
     """
 
     kind: Literal["vision", "text", "joint"] = "vision"
@@ -72,6 +74,8 @@ class Stage:
     steps: int
     learning_rate: float = 2e-3
     decay: float = 0.0
+    part_share: float | None = None
+    type_weight: float = TYPE_WEIGHT
 
 
 _JOINT = Stage(
@@ -196,7 +200,7 @@ def train_step(
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = config.rate(step)
-    terms = losses_of(trainee, stage.kind, *inputs)
+    terms = losses_of(trainee, stage, *inputs)
     trainee.zero_grad(set_to_none=True)
     torch.autograd.backward(torch.stack(list(terms.values())).sum())
     nn.utils.clip_grad_norm_([parameter for _, parameter in trainee.learning(stage.kind)], 1.0)
@@ -205,16 +209,16 @@ def train_step(
     return {name: round(float(term.detach()), 5) for name, term in terms.items()}
 
 
-def losses_of(trainee: Trainee, kind: str, batch: Batch, words: wording.Wording) -> dict[str, Tensor]:
-    """The loss terms of one batch in a stage of `kind`, each a scalar with its weight applied."""
+def losses_of(trainee: Trainee, stage: Stage, batch: Batch, words: wording.Wording) -> dict[str, Tensor]:
+    """The loss terms of one batch in `stage`, each a scalar with its weight applied."""
     directions = trainee.prototypes.directions()
-    if kind == "text":
+    if stage.kind == "text":
         fixed = (directions[0].detach(), directions[1].detach())
         return text_losses(trainee.model, fixed, words, batch.defects)
     image_BD, patches_BPD = encode_pixels(trainee.model, batch.pixels_BHWC)
-    if kind == "vision":
-        return vision_losses(image_BD, patches_BPD, directions, batch)
-    return joint_losses(trainee.model, image_BD, patches_BPD, batch, words)
+    if stage.kind == "vision":
+        return vision_losses(image_BD, patches_BPD, directions, batch, type_weight=stage.type_weight)
+    return joint_losses(trainee.model, image_BD, patches_BPD, batch, words, type_weight=stage.type_weight)
 
 
 def encode_pixels(model: Any, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,6 +261,7 @@ def _prepare(pool: Pool, config: PretrainConfig, step: int) -> tuple[Batch, word
         size=stage.size,
         windows=(stage.min_window, stage.max_window),
         patch_size=int(MODEL_CFG["vision_cfg"]["patch_size"]),
+        part_share=stage.part_share,
     )
     return batch, wording.write(rng, batch.kinds, batch.defects, vocabulary())
 

@@ -84,6 +84,8 @@ def test_vision_asks_for_abnormal_and_for_the_defect_of_the_pair():
     assert float(found["type"]) == pytest.approx(
         0.5 * math.log1p((count - 1) * math.exp(-1 / math.sqrt(2) / 0.07)), abs=1e-7
     )
+    tripled = nano_losses.vision_losses(image, patches, directions, batch, type_weight=1.5)
+    assert float(tripled["type"]) == pytest.approx(3 * float(found["type"]))
     wrong = nano_losses.vision_losses(image.flip(0), patches.flip(0), directions, batch)
     assert float(wrong["state"]) > 100 * float(found["state"])
     assert float(wrong["dense"]) > float(found["dense"])

@@ -94,6 +94,13 @@ def test_coverage_by_hand():
     assert module._coverage(mask, 2).tolist() == [1.0, 0.5, 1 / 16, 0.0]
 
 
+def test_whole_parts_can_be_drawn_more_often(pool):
+    kinds = [("steel", "surface")] * 7 + [("steel", "nut")]
+    few = Pool(pool.images, pool.twins, pool.masks, kinds, pool.defects)
+    drawn = [batch_of(few, seed, part_share=share).kinds for share in (0.0, 1.0) for seed in range(4)]
+    assert [{shape for _, shape in kinds} for kinds in drawn] == [{"surface"}] * 4 + [{"nut"}] * 4
+
+
 @pytest.mark.parametrize(("defective", "name"), [(5, "good"), (6, "dent")])
 def test_a_window_with_fewer_than_6_defective_pixels_is_normal(defective, name):
     mask = np.zeros((8, 8), bool)
@@ -124,3 +131,19 @@ def test_twins_pass_the_same_camera():
     assert torch.equal(differs, batch.coverage_BP[:4] > 0)
     assert batch.kinds[:4] == batch.kinds[4:]
     assert len({tuple(image[8, 8].tolist()) for image in clean}) == 4  # each pair has its own light
+
+
+def test_loss_of_colour_and_gain_by_hand():
+    """Gamma 1, gain 1, no shift: a pixel stays as it is; where grey is drawn, it becomes its mean."""
+    pixels = torch.tensor([10, 20, 60], dtype=torch.uint8).expand(4, 1, 1, 3)
+
+    class Camera:
+        """Neutral draws; the second pair loses its colour."""
+
+        def uniform(self, low, high, size):
+            if (low, high) == (0, 1):
+                return np.array([0.9, 0.1]).reshape(size)
+            return np.full(size, 1.0 if low > 0 else 0.0)
+
+    out = module._photometric(pixels, Camera())
+    assert out[:, 0, 0].tolist() == [[10, 20, 60], [30, 30, 30]] * 2
