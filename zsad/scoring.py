@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from zsad import failpoints
 from zsad.decode_child import DecodeChild
 from zsad.errors import ErrorCode, ImageError, StorageError
 from zsad.finding import Finding
@@ -114,6 +115,7 @@ def score_table(detector: "Detector", decoded: pa.Table, context: RowContext) ->
     for start in range(0, len(good), detector.batch_size):
         batch = good[start : start + detector.batch_size]
         sizes = [(listed[index]["width"], listed[index]["height"]) for index in batch]
+        failpoints.hit("score")
         findings.update(zip(batch, inspect_each(detector, pixels_NSSC[batch], sizes), strict=True))
     rows, maps = [], {}
     for index, row in enumerate(listed):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 from ray.data import Datasink
 
+from zsad import failpoints
 from zsad.batch_config import BatchConfig
 from zsad.bundle import DetectorConfig
 from zsad.decode_child import DecodeChild
@@ -61,6 +62,7 @@ def _decode_child() -> DecodeChild:
 
 def decode_block(plan: Plan, shards: list[int], numbers: pa.Table) -> pa.Table:
     """Fetch and decode the shards whose places in `shards` a block names: exactly one in practice."""
+    failpoints.hit("decode")
     tables = []
     for place in numbers["id"].to_pylist():
         shard = shards[place]

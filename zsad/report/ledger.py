@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from zsad import failpoints
 from zsad.errors import ErrorCode, StorageError
 from zsad.report.paths import PUBLISHED, RUNS, data_key, pointer_key, record_key, run_key
 from zsad.report.schema import table_to_parquet
@@ -175,7 +176,8 @@ def write_shard_data(output: Store, run_id: str, shard: int, table: pa.Table, *,
     """
     data = table_to_parquet(table)
     key = data_key(run_id, shard, f"{fence}-{uuid4().hex[:8]}")
-    output.put(key, data)
+    with failpoints.around("data"):
+        output.put(key, data)
     counts, examples = count_errors(table)
     return ShardRecord(
         shard=shard,
@@ -197,7 +199,9 @@ def commit_shard(output: Store, run_id: str, record: ShardRecord) -> ShardRecord
         StorageError: the store fails, or the record that was there disappeared.
     """
     key = record_key(run_id, record.shard)
-    if output.put_if_absent(key, canonical_json(asdict(record))):
+    with failpoints.around("record"):
+        is_first = output.put_if_absent(key, canonical_json(asdict(record)))
+    if is_first:
         return record
     found = read_json(output, key)
     if found is None:

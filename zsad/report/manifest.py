@@ -12,6 +12,7 @@ from io import BytesIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zsad import failpoints
 from zsad.errors import ConfigError, StorageError
 from zsad.report.carry import Carrier
 from zsad.report.ledger import canonical_json, read_json
@@ -141,7 +142,8 @@ def write_manifest(
     guard()
     if carrier is not None:
         carrier.save(output, run_id)
-    output.put_if_absent(run_key(run_id, "manifest/_DONE.json"), canonical_json(asdict(summary)))
+    with failpoints.around("listing"):
+        output.put_if_absent(run_key(run_id, "manifest/_DONE.json"), canonical_json(asdict(summary)))
     return summary
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from zsad import failpoints
 from zsad.errors import CommitConflict, StorageError
 from zsad.report.ledger import ShardRecord, canonical_json, load_shard_records, read_json
 from zsad.report.paths import pointer_key, run_key
@@ -133,14 +134,17 @@ def write_run_manifest(output: Store, manifest: RunManifest) -> None:
     """
     key = run_key(manifest.run_id, "_MANIFEST.json")
     text = canonical_json(asdict(manifest))
-    if not output.put_if_absent(key, text) and read_json(output, key) != json.loads(text):
+    with failpoints.around("manifest"):
+        is_first = output.put_if_absent(key, text)
+    if not is_first and read_json(output, key) != json.loads(text):
         raise CommitConflict(f"{output.uri(key)} is there with other content; start a new run with --restart")
 
 
 def write_pointer(output: Store, run_id: str) -> bool:
     """Write `published/<run_id>.json`; False when it was there already."""
     pointer = {"run_id": run_id, "manifest": run_key(run_id, "_MANIFEST.json")}
-    return output.put_if_absent(pointer_key(run_id), canonical_json(pointer))
+    with failpoints.around("pointer"):
+        return output.put_if_absent(pointer_key(run_id), canonical_json(pointer))
 
 
 def load_run_manifest(output: Store, run_id: str) -> RunManifest | None:
