@@ -1,0 +1,130 @@
+"""Detectors held in memory for an endpoint: loaded on demand, the longest unused dropped, newer bundles taken over.
+
+Backbones are shared by all detectors over them and are not counted. A detector decides at a threshold next to zero, so
+that every finding carries its regions and `at_threshold` can apply whatever threshold a request asks for.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+from zsad.bundle import BundleRef, parse_ref
+from zsad.detector import Detector, load_detector
+from zsad.finding import Finding
+from zsad.http.engine import Description, DetectorKey
+from zsad.report.ledger import config_hash
+from zsad.storage import open_store
+
+LOWEST_THRESHOLD = 1e-6
+FIXED_BYTES = 2**20  # descriptions, word directions and Python objects of one detector, rounded up
+_EXPLAINING = ("alfa",)
+
+
+@dataclass(slots=True, kw_only=True)
+class Loaded:
+    """One detector in memory; `version` is that of the stored bundle, "" where there is none to change."""
+
+    detector: Detector
+    description: Description
+    num_bytes: int
+    version: str
+    checked_s: float = field(default_factory=time.monotonic)
+
+
+class LoadedDetectors:
+    """The detectors of one process; not thread-safe, but `load` may run in a thread.
+
+    Args:
+        refs: name -> REF.
+        device: torch device.
+        batch_size: images per forward pass.
+        max_bytes: memory of all but the last used one.
+    """
+
+    def __init__(self, refs: Mapping[str, str], *, device: str, batch_size: int, max_bytes: int) -> None:
+        self._refs, self._device, self._batch_size, self._max_bytes = refs, device, batch_size, max_bytes
+        self._held: OrderedDict[DetectorKey, Loaded] = OrderedDict()
+
+    def get(self, key: DetectorKey) -> Loaded | None:
+        """The detector, if it is in memory; it counts as used."""
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def keys(self) -> list[DetectorKey]:
+        """Those in memory, the longest unused first."""
+        return list(self._held)
+
+    def load(self, key: DetectorKey) -> Loaded:
+        """Load a detector; nothing is kept before `keep`.
+
+        Raises:
+            ConfigError, ModelError, StorageError: if it can't be had.
+        """
+        version = self.version(key)
+        detector = load_detector(
+            self._refs[key.name],
+            device=self._device,
+            object_name=key.object_name or None,
+            batch_size=self._batch_size,
+        )
+        tensors = detector.tensors()
+        description = _description(key, detector, tensors)
+        return Loaded(
+            detector=detector.with_threshold(LOWEST_THRESHOLD),
+            description=description,
+            num_bytes=FIXED_BYTES + len(tensors),
+            version=version,
+        )
+
+    def keep(self, key: DetectorKey, loaded: Loaded) -> list[DetectorKey]:
+        """Hold `loaded` in place of an older version; returns what had to go."""
+        self._held[key] = loaded
+        self._held.move_to_end(key)
+        dropped = []
+        while len(self._held) > 1 and sum(held.num_bytes for held in self._held.values()) > self._max_bytes:
+            dropped.append(self._held.popitem(last=False)[0])
+        return dropped
+
+    def version(self, key: DetectorKey) -> str:
+        """What changes when the stored bundle does: a digest of its files' etags.
+
+        Raises:
+            StorageError: if storage fails.
+        """
+        parsed = parse_ref(self._refs[key.name])
+        if not isinstance(parsed, BundleRef):
+            return ""
+        listed = sorted((info.key, info.etag) for info in open_store(parsed.url).list() if "/" not in info.key)
+        return sha256(repr(listed).encode()).hexdigest()
+
+
+def at_threshold(finding: Finding, threshold: float) -> Finding:
+    """`finding` judged at another threshold: below it there is no defect, so no type and no regions."""
+    if finding.score >= threshold:
+        return replace(finding, threshold=threshold)
+    return replace(finding, threshold=threshold, defect_type=None, defect_scores={}, regions=[])
+
+
+def is_usable(finding: Finding) -> bool:
+    """Whether the model gave numbers."""
+    return math.isfinite(finding.raw_score)
+
+
+def _description(key: DetectorKey, detector: Detector, tensors: bytes) -> Description:
+    config = detector.config
+    assert config.calibration is not None  # noqa: S101 - loading calibrates; for the type checker
+    return Description(
+        name=key.name,
+        backbone=config.backbone,
+        method=config.method,
+        object_name=config.object_name,
+        defect_words=detector.defect_words,
+        threshold=config.calibration.threshold,
+        explains=config.method in _EXPLAINING,
+        config_hash=config_hash({"detector": config.fingerprint(), "tensors": sha256(tensors).hexdigest()}),
+        preprocess=config.preprocess,
+    )
