@@ -21,7 +21,7 @@ import unicodedata
 from typing import Any
 
 from zsad.errors import ZsadError
-from zsad.prompts.writers.base import DraftPhrase, Side, WriteRequest
+from zsad.prompts.writers.base import Side, WriteRequest
 
 REQUEST_VERSION = "1"
 MAX_PRODUCT_CHARS = 80
@@ -52,8 +52,14 @@ def messages(request: WriteRequest) -> list[dict[str, str]]:
 
     Returns:
         Two messages with the keys "role" and "content".
+
+    Raises:
+        BadAnswer: if the product's name has no letter or digit.
     """
-    data = {"product": clean(request.product, MAX_PRODUCT_CHARS), "language": request.language}
+    product = clean(request.product, MAX_PRODUCT_CHARS)
+    if not any(c.isalnum() for c in product):
+        raise BadAnswer(f"the product's name {ascii(request.product)[:60]} has no letter or digit to ask about")
+    data = {"product": product, "language": request.language}
     notes = clean(request.notes, MAX_NOTES_CHARS)
     if notes:
         data["notes"] = notes
@@ -136,10 +142,3 @@ def _look(pair: Any, place: int, side: Side) -> str:
     if not isinstance(look, str) or not look.strip():
         raise BadAnswer(f"pair {place} has no text {_KEYS[side]!r}")
     return " ".join(look.split())
-
-
-def draft_phrases(looks: tuple[tuple[str, Side], ...], log_probs: tuple[float | None, ...]) -> tuple[DraftPhrase, ...]:
-    """Phrases with their scores, in the answer's order."""
-    return tuple(
-        DraftPhrase(text=text, side=side, log_prob=score) for (text, side), score in zip(looks, log_probs, strict=True)
-    )
