@@ -141,18 +141,40 @@ def acquire_lease(
     return Lease(output, run_id, record, times)
 
 
+def refuse_if_held(output: Store, run_id: str, times: LeaseTimes | None = None) -> None:
+    """Look whether a driver with a fresh heartbeat holds the run, without taking anything; for an early answer.
+
+    Raises:
+        CommitConflict: it is held.
+        StorageError: the store fails.
+    """
+    holder = _latest(output, run_id)
+    if holder is not None and _is_held(holder, times or LeaseTimes()):
+        raise _conflict(output, run_id, holder)
+
+
+def _is_held(holder: LeaseRecord, times: LeaseTimes) -> bool:
+    """Whether a record says that its driver lives."""
+    if holder.is_released or _is_gone(holder):
+        return False
+    return abs(time.time() - holder.heartbeat_s) <= times.stale_after_s
+
+
 def _is_alive(
     output: Store, run_id: str, holder: LeaseRecord, times: LeaseTimes, sleep: Callable[[float], None]
 ) -> bool:
-    if holder.is_released:
-        return False
-    if holder.machine == _machine() and _process_started(holder.pid) != holder.process_started:
-        return False
-    if abs(time.time() - holder.heartbeat_s) <= times.stale_after_s:
+    if _is_held(holder, times):
         return True
+    if holder.is_released or _is_gone(holder):
+        return False
     _LOG.warning("lease %d of run %s by %s looks stale; watching it", holder.number, run_id, holder.host)
     sleep(times.heartbeat_s * 1.5)
     return _latest(output, run_id) != holder
+
+
+def _is_gone(holder: LeaseRecord) -> bool:
+    """Whether the holder was a process of this machine that no longer runs."""
+    return holder.machine == _machine() and _process_started(holder.pid) != holder.process_started
 
 
 def _latest(output: Store, run_id: str) -> LeaseRecord | None:

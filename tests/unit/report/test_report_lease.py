@@ -11,7 +11,7 @@ import pytest
 
 from zsad.errors import CommitConflict, StorageError
 from zsad.report import lease as lease_module
-from zsad.report.lease import LeaseRecord, LeaseTimes, acquire_lease
+from zsad.report.lease import LeaseRecord, LeaseTimes, acquire_lease, refuse_if_held
 
 FAST = LeaseTimes(heartbeat_s=0.05, stale_after_s=0.3)
 KEY = "runs/r/lease/000001.json"
@@ -160,3 +160,19 @@ def test_a_failing_heartbeat_is_logged_and_tried_again(output, monkeypatch, capl
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
     assert "store is down" in caplog.text
+
+
+def test_looking_whether_a_run_is_held_takes_nothing(output):
+    refuse_if_held(output, "r")
+    with acquire_lease(output, "r"), pytest.raises(CommitConflict, match="held by process"):
+        refuse_if_held(output, "r")
+    refuse_if_held(output, "r")
+    assert not output.exists("runs/r/lease/000002.json")
+
+
+def test_a_run_without_a_fresh_heartbeat_is_not_refused_early(output):
+    foreign_lease(output, age_s=31)
+    refuse_if_held(output, "r")
+    foreign_lease(output, age_s=5)
+    with pytest.raises(CommitConflict, match="far-away"):
+        refuse_if_held(output, "r")
