@@ -1,10 +1,12 @@
 """What the main job is asked to do: one checked dataclass for the command line, TOML files and Python alike."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from zsad.bundle import check_words
+from zsad.detector_index import check_reference, field_names, filled
 from zsad.errors import ConfigError
 from zsad.images import DecodeLimits
 from zsad.partition import PartitionTemplate
@@ -13,10 +15,15 @@ from zsad.report.paths import check_run_id
 from zsad.settings import parse_settings
 from zsad.storage import open_store
 
+_WITH_FIELDS = ("detector", "object", "normals", "prompts")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
     """Score every image under `input` and publish a report under `output`.
+
+    The detector, object, normals and prompts may contain fields of the partition template, such as {product}: then
+    every product has its own (`zsad.detector_index`).
 
     Attributes:
         input: folder or s3:// prefix with images.
@@ -33,6 +40,8 @@ class BatchConfig:
         limit: at most this many images; 0: all.
         partition: template of the key whose fields become columns, such as {line}/{camera}/{date}/.
         maps: which anomaly maps to keep as 16-bit PNG on the model's grid.
+        rows_per_file: rows of a Parquet file of the published report.
+        delta: Delta table that the rows of every published run are appended to once; empty: none.
         threshold: calibrated decision threshold in (0, 1); 0: the bundle's.
         max_error_share: give up, publishing nothing, when more than this share of images can't be scored.
         batch_size: images per forward pass.
@@ -41,6 +50,7 @@ class BatchConfig:
         num_scorers: scorer processes; 0: one per GPU, or per CPU where there are no GPUs.
         num_gpus_per_scorer: GPUs each scorer holds.
         dry_run: count, check arguments and estimate, but write nothing.
+        sweep: score nothing; delete files of the output that no published or resumable run refers to.
         restart: start anew instead of resuming an unfinished run.
         run_id: name of the run, for schedulers; empty: UTC start time.
         decode: limits on untrusted images.
@@ -59,6 +69,8 @@ class BatchConfig:
     limit: int = 0
     partition: str = ""
     maps: Literal["none", "anomalous", "all"] = "anomalous"
+    rows_per_file: int = 50_000
+    delta: str = ""
     threshold: float = 0.0
     max_error_share: float = 0.05
     batch_size: int = 16
@@ -67,6 +79,7 @@ class BatchConfig:
     num_scorers: int = 0
     num_gpus_per_scorer: float = 0.0
     dry_run: bool = False
+    sweep: bool = False
     restart: bool = False
     run_id: str = ""
     decode: DecodeLimits = field(default_factory=DecodeLimits)
@@ -82,16 +95,18 @@ class BatchConfig:
             raise ConfigError(f"--threshold {self.threshold}: calibrated thresholds lie between 0 and 1")
         if not 0 <= self.max_error_share <= 1:
             raise ConfigError(f"--max-error-share {self.max_error_share}: a share lies between 0 and 1")
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch-size {self.batch_size}: at least 1")
+        for name in ("batch_size", "rows_per_file"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
         for name in ("limit", "size", "tiles", "num_scorers", "num_gpus_per_scorer"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.defect_words:
             check_words(self.defect_words)
         self.method_settings()
-        if self.partition:
-            PartitionTemplate(self.partition)
+        template = self.template()
+        for name in _WITH_FIELDS:
+            check_reference(getattr(self, name), name, template)
         if self.run_id:
             check_run_id(self.run_id)
 
@@ -108,14 +123,39 @@ class BatchConfig:
         """The partition template, if any."""
         return PartitionTemplate(self.partition) if self.partition else None
 
+    @property
+    def detector_fields(self) -> tuple[str, ...]:
+        """Partition fields that choose a detector, in the template's order."""
+        template = self.template()
+        used = {field for name in _WITH_FIELDS for field in field_names(getattr(self, name))}
+        return tuple(field for field in (template.fields if template else ()) if field in used)
+
+    def of(self, values: Mapping[str, str]) -> "BatchConfig":
+        """What would be asked for to score only the objects with these values of `detector_fields`.
+
+        Raises:
+            ConfigError: if a value can't be a part of a URL.
+        """
+        words = {name: value.replace("_", " ") for name, value in values.items()}
+        changes: dict[str, Any] = {name: filled(getattr(self, name), values) for name in _WITH_FIELDS}
+        changes["object"] = filled(self.object, words)
+        if field_names(self.detector) and "://" not in self.detector:  # a missing folder must not pass for a backbone
+            changes["detector"] = Path(changes["detector"]).expanduser().absolute().as_uri()
+        return replace(self, **changes, partition="")
+
 
 def absolute(url: str) -> bool:
     """Whether a URL means the same from every working directory."""
     return "://" in url or Path(url).is_absolute()
 
 
-def result_fields(config: BatchConfig, detector_fingerprint: str) -> dict[str, Any]:
-    """The fields that change a row's values; their hash is the report's `config_hash`."""
+def result_fields(config: BatchConfig, detector_fingerprint: str | dict[str, str | None]) -> dict[str, Any]:
+    """The fields that change a row's values; their hash is the report's `config_hash`.
+
+    Args:
+        config: of the run.
+        detector_fingerprint: of its bundle, or of each product's.
+    """
     limits = asdict(config.decode)
     limits.pop("timeout_s")
     return {

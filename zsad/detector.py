@@ -308,7 +308,7 @@ def load_detector(  # noqa: PLR0913 - all but the reference by name; each change
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     parsed = parse_ref(ref)
     if isinstance(parsed, BundleRef):
-        config, tensors = read_config(parsed.url), _parse_tensors(read_tensors(parsed.url), parsed.url)
+        config, tensors = read_config(parsed.url), parse_tensors(read_tensors(parsed.url), parsed.url)
     else:
         config, tensors = _fresh_config(parsed, device), {}
     if config.method not in METHODS:
@@ -372,7 +372,12 @@ def _resized(config: DetectorConfig, device: str, size: int | None, tiles: int |
     return config if preprocess == config.preprocess else replace(config, preprocess=preprocess, calibration=None)
 
 
-def _parse_tensors(data: bytes, source: str) -> dict[str, Any]:
+def parse_tensors(data: bytes, source: str) -> dict[str, Any]:
+    """Tensors by name of a bundle's safetensors file; `source` is named in errors.
+
+    Raises:
+        ModelError: if it is no valid file.
+    """
     try:
         return dict(safetensors.torch.load(data))
     except safetensors.SafetensorError as error:

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,8 +63,8 @@ class RowContext:
     template: PartitionTemplate | None
 
 
-def decoded_schema(size: int) -> pa.Schema:
-    """Columns that travel from decoding to scoring for a model input of `size` px."""
+def decoded_schema(size: int | None) -> pa.Schema:
+    """Columns that travel from decoding to scoring for a model input of `size` px; None: of several sizes."""
     return pa.schema(
         [
             pa.field(SHARD, pa.int32(), nullable=False),
@@ -73,7 +73,7 @@ def decoded_schema(size: int) -> pa.Schema:
             pa.field("height", pa.int32()),
             pa.field("error_code", pa.string()),
             pa.field("error_message", pa.string()),
-            pa.field(PIXELS, pa.binary(size * size * 3), nullable=False),
+            pa.field(PIXELS, pa.binary(size * size * 3) if size else pa.large_binary(), nullable=False),
         ]
     )
 
@@ -101,31 +101,86 @@ def decode_objects(
     return pa.Table.from_pylist(rows, schema=decoded_schema(preprocess.size))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Rows of a decoded table that one detector scores.
+
+    Attributes:
+        ref: the report's `detector` of these rows.
+        places: of the rows in the table.
+        detector: None where there is none and no row needs one.
+        error: why a detector that should be there is not; becomes the rows' `no_detector`.
+    """
+
+    ref: str
+    places: Sequence[int]
+    detector: "Detector | None" = None
+    error: str = ""
+
+
+def undecoded(objects: Sequence[ObjectInfo], reasons: Sequence[str], *, shard: int) -> pa.Table:
+    """Rows of objects that no detector wants, not even fetched, each with why; schema for sizes that differ."""
+    told = ({"error_code": ErrorCode.NO_DETECTOR.value, "error_message": reason, PIXELS: b""} for reason in reasons)
+    rows = [{SHARD: shard, **asdict(info), **outcome} for info, outcome in zip(objects, told, strict=True)]
+    return pa.Table.from_pylist(rows, schema=decoded_schema(None))
+
+
 def score_table(detector: "Detector", decoded: pa.Table, context: RowContext) -> pa.Table:
-    """Score what `decode_objects` returned.
+    """Score all of what `decode_objects` returned with one detector; see `score_groups`."""
+    return score_groups(
+        [Group(ref=context.detector_ref, places=range(len(decoded)), detector=detector)], decoded, context
+    )
+
+
+def score_groups(groups: Iterable[Group], decoded: pa.Table, context: RowContext) -> pa.Table:
+    """Score what `decode_objects` returned, each group with its own detector and in its own batches.
+
+    Args:
+        groups: every row in exactly one; taken one after another, so that a detector may be forgotten behind its group.
+        decoded: N rows.
+        context: what all rows share.
 
     Returns:
         N report rows, sorted by uri, with two more columns: `shard`, and `map_png` (bytes or null), which belongs at
         the row's `map_uri`.
     """
     listed = decoded.drop_columns([PIXELS]).to_pylist()
-    pixels_NSSC = pixel_array(decoded, detector.config.preprocess.size)
-    good = [index for index, row in enumerate(listed) if row["error_code"] is None]
-    findings: dict[int, Finding | ImageError] = {}
-    for start in range(0, len(good), detector.batch_size):
-        batch = good[start : start + detector.batch_size]
-        sizes = [(listed[index]["width"], listed[index]["height"]) for index in batch]
-        failpoints.hit("score")
-        findings.update(zip(batch, inspect_each(detector, pixels_NSSC[batch], sizes), strict=True))
+    outcomes: dict[int, Finding | ImageError] = {}
+    refs: dict[int, str] = {}
+    for group in groups:
+        refs.update(dict.fromkeys(group.places, group.ref))
+        outcomes.update(_inspect_group(group, decoded, listed))
     rows, maps = [], {}
     for index, row in enumerate(listed):
-        report_row, png = _report_row(row, index, findings.get(index), context)
+        report_row, png = _report_row(row, index, outcomes.get(index), replace(context, detector_ref=refs[index]))
         rows.append(report_row)
         maps[row["uri"]] = png
     table = rows_to_table(rows, context.template.fields if context.template else ())
     shards = pa.array([listed[0][SHARD]] * len(rows), pa.int32())
     pngs = pa.array([maps[uri] for uri in table["uri"].to_pylist()], pa.binary())
     return table.append_column(SHARD, shards).append_column(MAP_PNG, pngs)
+
+
+def _inspect_group(
+    group: Group, decoded: pa.Table, listed: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[int, Finding | ImageError]]:
+    """Place and outcome of the group's decoded rows, in batches of the detector's size."""
+    good = [place for place in group.places if listed[place]["error_code"] is None]
+    detector = group.detector
+    if detector is None:
+        yield from ((place, ImageError(ErrorCode.NO_DETECTOR, group.error)) for place in good)
+        return
+    if not good:
+        return
+    is_all = len(group.places) == len(decoded)
+    chosen = decoded if is_all else decoded.select([PIXELS]).take(pa.array(good))
+    pixels_NSSC = pixel_array(chosen, detector.config.preprocess.size)
+    for start in range(0, len(good), detector.batch_size):
+        batch = good[start : start + detector.batch_size]
+        sizes = [(listed[place]["width"], listed[place]["height"]) for place in batch]
+        pixels = pixels_NSSC[batch] if is_all else pixels_NSSC[start : start + detector.batch_size]
+        failpoints.hit("score")
+        yield from zip(batch, inspect_each(detector, pixels, sizes), strict=True)
 
 
 def encode_map(anomaly_map_hw: NDArray[np.float32]) -> bytes:
@@ -175,10 +230,16 @@ def _decode(
 
 
 def pixel_array(decoded: pa.Table, size: int) -> NDArray[np.uint8]:
-    """The pixel column as (N, S, S, 3), without a copy."""
+    """The pixel column as (N, S, S, 3), without a copy where its type says the size of all rows.
+
+    Raises:
+        pyarrow.ArrowInvalid: a row has another number of bytes.
+    """
+    stride = size * size * 3
     column = decoded[PIXELS].combine_chunks()
     array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    stride = size * size * 3
+    if pa.types.is_large_binary(array.type):
+        array = array.cast(pa.binary(stride))
     buffer = np.frombuffer(array.buffers()[1], np.uint8)
     start = array.offset * stride
     return buffer[start : start + len(array) * stride].reshape(-1, size, size, 3)

@@ -75,6 +75,6 @@ def test_tiled_scores_are_those_of_the_notebook(tmp_path):
 def test_a_shard_of_large_squares_stays_small(tiles, batch_size, rows):
     stored = read_config(parse_ref("nano").url)
     detector = replace(stored, preprocess=retiled(stored.preprocess, patch_size=16, tiles=tiles))
-    found = shard_rows(config_for("in", "out", batch_size=batch_size), detector)
+    found = shard_rows(config_for("in", "out", batch_size=batch_size), detector.preprocess)
     assert found == rows
     assert found * detector.preprocess.size**2 * 3 <= SHARD_BYTES

@@ -24,19 +24,21 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from zsad import __version__
 from zsad.batch_config import BatchConfig, absolute, listing_fields, result_fields
-from zsad.bundle import DetectorConfig, write_bundle
+from zsad.detector_index import comparable, inherited
 from zsad.distributed.cluster import Resources, connect, is_submitted_job, zsad_cause
 from zsad.distributed.gallery import write_gallery
 from zsad.distributed.plan import dry_run
-from zsad.distributed.prepare import prepare_detector
+from zsad.distributed.prepare import settle_detectors
 from zsad.distributed.progress import Counts, ProgressReporter, Tally, over_budget
 from zsad.distributed.stages import Plan, ShardScorer, ShardSink, decode_block, partition_fields
 from zsad.errors import ConfigError, StorageError, TooManyBadImages
+from zsad.images import Preprocess
 from zsad.report import ledger, manifest, publish
 from zsad.report.carry import Carrier, load_carried
-from zsad.report.lease import Lease, acquire_lease
+from zsad.report.lease import Lease, acquire_lease, refuse_if_held
 from zsad.report.ledger import RunState
-from zsad.report.paths import new_run_id, run_key
+from zsad.report.paths import new_run_id
+from zsad.report.registration import last_run, register_run
 from zsad.report.schema import report_schema
 from zsad.report.summary import RunSummary
 from zsad.storage import Store, open_store
@@ -66,30 +68,24 @@ def score_bucket(config: BatchConfig) -> None:
     if config.run_id and ledger.is_published(output, config.run_id):
         log.info("run %s is published already in %s; nothing to do", config.run_id, output.url)
         return
+    if unfinished := ledger.find_unfinished_run(output):
+        refuse_if_held(output, unfinished)  # before Ray and the detector cost time
     started = time.monotonic()
     resources = connect()
     try:
-        _run(config, output, resources, started)
+        _run(config, source, output, resources, started)
     except ray.exceptions.RayError as error:
         raise zsad_cause(error) or error from error
 
 
-def _run(config: BatchConfig, output: Store, resources: Resources, started: float) -> None:
+def _run(config: BatchConfig, source: Store, output: Store, resources: Resources, started: float) -> None:
     count_scorers(config, resources)
-    prepared = prepare_detector(config)
-    state, lease = open_run(config, output, prepared.fingerprint())
+    settled = settle_detectors(config, source, output)
+    state, lease = open_run(config, output, settled.index.fingerprints())
     with lease:
-        bundle_url = output.uri(run_key(state.run_id, "detector"))
-        write_bundle(bundle_url, prepared.config, prepared.tensors)
-        plan = Plan(
-            config=config,
-            run_id=state.run_id,
-            config_hash=state.config_hash,
-            fence=lease.number,
-            bundle_url=bundle_url,
-            detector=prepared.config,
-        )
-        listed = list_objects(plan, state, shard_rows(config, prepared.config), lease)
+        settled.write(output, state.run_id)
+        plan = Plan(config=config, run_id=state.run_id, config_hash=state.config_hash, fence=lease.number)
+        listed = list_objects(plan, state, shard_rows(config, plan.detectors.largest()), lease)
         log.info("run %s: %d images to score in %d shards", state.run_id, listed.num_objects, listed.num_shards)
         num_scored, seconds = score_shards(plan, listed, resources, lease)
         lease.check()
@@ -145,8 +141,13 @@ def _check(config: BatchConfig) -> tuple[Store, Store]:
     return source, output
 
 
-def open_run(config: BatchConfig, output: Store, fingerprint: str) -> tuple[RunState, Lease]:
+def open_run(config: BatchConfig, output: Store, fingerprint: str | dict[str, str | None]) -> tuple[RunState, Lease]:
     """Resume the unfinished run of this output, or register a new one behind the last, and hold its lease.
+
+    Args:
+        config: of the run.
+        output: its store.
+        fingerprint: of the detector, or of each product's.
 
     Raises:
         ConfigError: if the unfinished or the last run had other settings and `restart` is off.
@@ -161,9 +162,11 @@ def open_run(config: BatchConfig, output: Store, fingerprint: str) -> tuple[RunS
         config_hash=ledger.config_hash(values),
         code_version=__version__,
     )
+    behind = last_run(output)  # first, so that a run which another driver starts meanwhile is met in `register_run`
+    is_used = ledger.load_run_state(output, wanted.run_id) is not None
     unfinished = ledger.find_unfinished_run(output)
-    if wanted.run_id != unfinished or config.restart:
-        _check_new(output, wanted.run_id)
+    if is_used and (wanted.run_id != unfinished or config.restart):
+        raise ConfigError(f"run {wanted.run_id} exists already in {output.url}; give another --run-id")
     if unfinished is not None and not config.restart:
         state = _same_settings(output, unfinished, wanted, "is unfinished and")
         log.info("going on with unfinished run %s", unfinished)
@@ -173,19 +176,16 @@ def open_run(config: BatchConfig, output: Store, fingerprint: str) -> tuple[RunS
             publish.write_partial(output, unfinished, [], "given up for a run with --restart")
     last = None if config.restart else ledger.latest_published(output)
     if last is not None:
-        _same_settings(output, last, replace(wanted, config=values), "")
-        wanted = replace(wanted, previous_run_id=last)
-    return ledger.write_run_state(output, wanted), acquire_lease(output, wanted.run_id)
-
-
-def _check_new(output: Store, run_id: str) -> None:
-    """Refuse a run id that was used before.
-
-    Raises:
-        ConfigError: if there is a run of this name.
-    """
-    if ledger.load_run_state(output, run_id) is not None:
-        raise ConfigError(f"run {run_id} exists already in {output.url}; give another --run-id")
+        before = _same_settings(output, last, replace(wanted, config=values), "")
+        values["detector"] = inherited(before.config["detector"], values["detector"])
+        wanted = replace(
+            wanted,
+            previous_run_id=last,
+            config={**wanted.config, "detector": values["detector"]},
+            config_hash=ledger.config_hash(values),
+        )
+    state = register_run(output, wanted, behind)
+    return state, acquire_lease(output, state.run_id)
 
 
 def _same_settings(output: Store, run_id: str, wanted: RunState, what: str) -> RunState:
@@ -198,7 +198,7 @@ def _same_settings(output: Store, run_id: str, wanted: RunState, what: str) -> R
     if state is None:
         raise StorageError(f"run {run_id} in {output.url} has no run.json any more; give --restart")
     stored = {name: value for name, value in state.config.items() if name in wanted.config}
-    if changed := ledger.diff_fields(stored, wanted.config):
+    if changed := ledger.diff_fields(*comparable(stored, wanted.config)):
         names = ", ".join(name.removeprefix("listing.") for name in changed)
         raise ConfigError(f"run {run_id} {what} was made with another {names}; give --restart to start from nothing")
     return state
@@ -216,15 +216,15 @@ def list_objects(plan: Plan, state: RunState, rows_per_shard: int, lease: Lease)
     return manifest.write_manifest(plan.source, output, state.run_id, options, carrier=carrier, guard=lease.check)
 
 
-def shard_rows(config: BatchConfig, detector: DetectorConfig) -> int:
+def shard_rows(config: BatchConfig, preprocess: Preprocess) -> int:
     """Rows per shard: at most 64 MiB of pixels, and few enough for a small machine to overlap stages.
 
     Whole batches where images are no tiles; tiles fill their batches from whatever rows there are, and so few large
     squares fit that a batch of them could pass Ray's target block size.
     """
     most = GPU_SHARD_ROWS if config.num_gpus_per_scorer else CPU_SHARD_ROWS
-    fit = SHARD_BYTES // (detector.preprocess.size**2 * 3)
-    if detector.preprocess.tiling and fit < config.batch_size:
+    fit = SHARD_BYTES // (preprocess.size**2 * 3)
+    if preprocess.tiling and fit < config.batch_size:
         return max(1, fit)
     return max(1, min(most, fit) // config.batch_size) * config.batch_size
 

@@ -22,15 +22,15 @@ from ray.data import Dataset
 from tqdm import tqdm
 
 from zsad import __version__
-from zsad.batch_config import BatchConfig, absolute
-from zsad.bundle import read_config, write_bundle
+from zsad.batch_config import absolute
+from zsad.bundle import DetectorConfig, write_bundle
 from zsad.datasets.labelled import LabelledImage
 from zsad.decode_child import DecodeChild
 from zsad.distributed.batch import count_scorers, decode_and_score, shard_rows
 from zsad.distributed.cluster import Resources, connect, is_submitted_job, zsad_cause
 from zsad.distributed.evaluate_plan import Plan
 from zsad.distributed.evaluate_tiles import make_tiles
-from zsad.distributed.prepare import prepare_detector
+from zsad.distributed.prepare import Prepared, prepare_each
 from zsad.errors import ConfigError, TooManyBadImages, ZsadError
 from zsad.evaluation.config import EvaluateConfig
 from zsad.evaluation.figures import results
@@ -135,17 +135,20 @@ def prepare_products(config: EvaluateConfig, types_by_product: Mapping[str, set[
     Raises:
         ConfigError, ModelError, StorageError: if one can't be had.
     """
-    urls: dict[BatchConfig, str] = {}
-    detectors, bundles = {}, {}
-    for product, types in types_by_product.items():
-        scoring = config.scoring(product, types)
-        if scoring not in urls:
-            prepared = prepare_detector(scoring)
-            urls[scoring] = output.uri(f"{DETECTORS}/{len(urls)}")
-            write_bundle(urls[scoring], prepared.config, prepared.tensors)
-        bundles[product] = urls[scoring]
-        detectors[product] = read_config(urls[scoring])
-    return Plan(config=config, detectors=detectors, bundles=bundles)
+
+    def keep(number: int, prepared: Prepared) -> tuple[str, DetectorConfig]:
+        url = output.uri(f"{DETECTORS}/{number}")
+        write_bundle(url, prepared.config, prepared.tensors)
+        return url, prepared.config
+
+    found = prepare_each({product: config.scoring(product, types) for product, types in types_by_product.items()}, keep)
+    kept: dict[str, tuple[str, DetectorConfig]] = {}
+    for product, one in found.items():
+        if isinstance(one, ZsadError):
+            raise one
+        kept[product] = one
+    detectors = {product: detector for product, (_, detector) in kept.items()}
+    return Plan(config=config, detectors=detectors, bundles={product: url for product, (url, _) in kept.items()})
 
 
 def compare_all(plan: Plan, listed: Mapping[str, pa.Table], resources: Resources) -> Tally:
@@ -190,7 +193,7 @@ def pipeline(plan: Plan, listed: Mapping[str, pa.Table], resources: Resources) -
 
 def _blocks(plan: Plan, listed: Mapping[str, pa.Table]) -> Iterator[pa.Table]:
     for product, table in listed.items():
-        rows = shard_rows(plan.config.scoring(product), plan.detectors[product])
+        rows = shard_rows(plan.config.scoring(product), plan.detectors[product].preprocess)
         for start in range(0, table.num_rows, rows):
             yield table.slice(start, rows).combine_chunks()
 

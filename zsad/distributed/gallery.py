@@ -5,13 +5,14 @@ detector, in one Ray task with the same resources as a scorer. Scores and region
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 from PIL import Image
 
 from zsad import __version__
+from zsad.bundle import read_config
 from zsad.distributed.stages import Plan
 from zsad.errors import ErrorCode, ImageError, StorageError
 from zsad.images import DecodeLimits, RgbImage, decode_image
@@ -21,6 +22,9 @@ from zsad.report.read import read_report
 from zsad.report.selection import Selection, choose
 from zsad.report.summary import RunSummary
 from zsad.storage import Store
+
+if TYPE_CHECKING:
+    from zsad.detector import Detector
 
 GALLERY = "gallery.html"
 _THUMBNAIL_PX = 320
@@ -42,22 +46,28 @@ def _make_tiles(plan: Plan, uris: list[str]) -> dict[str, Tile]:
 
 
 def _tiles(plan: Plan, uris: list[str]) -> Iterator[tuple[str, Tile]]:
-    from zsad.detector import load_detector
+    source, index, detectors = plan.source, plan.detectors, plan.open_detectors()
+    template = index.template()
+    by_bundle: dict[str, list[str]] = {}
+    for uri in uris:
+        by_bundle.setdefault(index.find(source.key(uri), template).bundle, []).append(uri)
+    for bundle, mine in by_bundle.items():
+        detector = detectors.get(plan.output.uri(bundle)) if bundle else None
+        for start in range(0, len(mine), plan.config.batch_size):
+            yield from _inspected(plan, detector, mine[start : start + plan.config.batch_size])
 
-    device = "cuda" if plan.config.num_gpus_per_scorer else "cpu"
-    detector = load_detector(plan.bundle_url, device=device, batch_size=plan.config.batch_size)
-    calibration = plan.detector.calibration
+
+def _inspected(plan: Plan, detector: "Detector | None", uris: list[str]) -> Iterator[tuple[str, Tile]]:
+    calibration = detector.config.calibration if detector else None
     map_threshold = calibration.map_threshold if calibration else 0.5
-    for start in range(0, len(uris), detector.batch_size):
-        chunk = uris[start : start + detector.batch_size]
-        read = {uri: _reread(plan.source, plan.source.key(uri), plan.config.decode) for uri in chunk}
-        images = {uri: image for uri, image in read.items() if not isinstance(image, str)}
-        maps = {uri: f.anomaly_map for uri, f in zip(images, detector.inspect(list(images.values())), strict=True)}
-        for uri, image in read.items():
-            reason = image if isinstance(image, str) else ""
-            thumbnail = None if isinstance(image, str) else _thumbnail(image)
-            tile = Tile(thumbnail=thumbnail, anomaly_map=maps.get(uri), map_threshold=map_threshold, reason=reason)
-            yield uri, tile
+    read = {uri: _reread(plan.source, plan.source.key(uri), plan.config.decode) for uri in uris}
+    images = {uri: image for uri, image in read.items() if not isinstance(image, str)}
+    findings = detector.inspect(list(images.values())) if detector else []
+    maps = {uri: finding.anomaly_map for uri, finding in zip(images, findings, strict=False)}
+    for uri, image in read.items():
+        reason = image if isinstance(image, str) else ""
+        thumbnail = None if isinstance(image, str) else _thumbnail(image)
+        yield uri, Tile(thumbnail=thumbnail, anomaly_map=maps.get(uri), map_threshold=map_threshold, reason=reason)
 
 
 def _reread(source: Store, key: str, limits: DecodeLimits) -> RgbImage | str:
@@ -76,12 +86,15 @@ def _thumbnail(image: RgbImage) -> RgbImage:
 
 
 def _info(plan: Plan, summary: RunSummary) -> RunInfo:
-    calibration = plan.detector.calibration
+    """What the page says of the run; of several detectors, only that there are several."""
+    index = plan.detectors
+    detector = read_config(plan.output.uri(index.entries[()].bundle)) if not index.fields else None
+    calibration = detector.calibration if detector else None
     return RunInfo(
         run_id=plan.run_id,
         input_url=summary.input_url,
         detector=summary.detector,
-        object_name=plan.detector.object_name,
+        object_name=detector.object_name if detector else f"one for each {', '.join(index.fields)}",
         started=summary.started_at,
         finished=summary.finished_at,
         images_per_s=summary.images_per_s,

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zsad.batch_config import BatchConfig
+from zsad.bundle import BundleRef, parse_ref, read_config
 from zsad.decode_child import DecodeChild
+from zsad.detector_index import list_values
+from zsad.errors import ConfigError, ModelError
 from zsad.report.manifest import iter_listing, summarise_listing
 from zsad.scoring import decode_objects
 from zsad.storage import ObjectInfo, Store
 
 if TYPE_CHECKING:
     from zsad.detector import Detector
+
+_SHOWN = 5
 
 
 def dry_run(config: BatchConfig, source: Store) -> str:
@@ -32,6 +37,8 @@ def dry_run(config: BatchConfig, source: Store) -> str:
     from zsad.detector import load_detector
 
     listed = summarise_listing(source, config.listing())
+    ref = config.detector
+    products, config = _first_product(config, source) if config.detector_fields else ("", config)
     detector = load_detector(
         config.detector,
         object_name=config.object or None,
@@ -49,12 +56,37 @@ def dry_run(config: BatchConfig, source: Store) -> str:
     lines = [
         ("input", source.url),
         ("images", f"{listed.num_objects:,} objects, {listed.num_bytes / 1e6:,.1f} MB"),
-        ("detector", f"{config.detector}, {seen.view_px} px{tiles}, {detector.config.precision}"),
+        ("detector", f"{ref}, {seen.view_px} px{tiles}, {detector.config.precision}"),
+        ("products", products),
         ("sample", f"{len(sample)} objects read, {num_bad} of them can't be scored"),
         ("estimate", f"{listed.num_objects * seconds_each:,.0f} s on this machine alone, and about 30 s to start"),
         ("written", "nothing (--dry-run)"),
     ]
-    return "\n".join(f"{name:<10} {value}" for name, value in lines)
+    return "\n".join(f"{name:<10} {value}" for name, value in lines if value)
+
+
+def _first_product(config: BatchConfig, source: Store) -> tuple[str, BatchConfig]:
+    """How many products there are, and what would be asked for to score the first that has a detector.
+
+    Raises:
+        ModelError: if none has one.
+    """
+    template, names = config.template(), config.detector_fields
+    assert template is not None  # noqa: S101 - fields come from it; for the type checker
+    found, missing = [], []
+    for values in list_values(source, template, names, config.listing()):
+        try:
+            asked = config.of(dict(zip(names, values, strict=True)))
+            ref = parse_ref(asked.detector)
+            if isinstance(ref, BundleRef):
+                read_config(ref.url)
+            found.append(asked)
+        except (ConfigError, ModelError) as error:
+            missing.append(f"{', '.join(values)} ({error})")
+    if not found:
+        raise ModelError(f"none of {len(missing)} products has a detector; the first: {missing[0]}")
+    without = f"; without: {'; '.join(missing[:_SHOWN])}" if missing else ""
+    return f"{len(found):,} of {len(found) + len(missing):,} have a detector{without}", found[0]
 
 
 def _measure(detector: "Detector", source: Store, sample: list[ObjectInfo], config: BatchConfig) -> tuple[int, float]:

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +20,7 @@ from zsad import failpoints
 from zsad.errors import ErrorCode, StorageError
 from zsad.report.paths import PUBLISHED, RUNS, data_key, pointer_key, record_key, run_key
 from zsad.report.schema import table_to_parquet
+from zsad.report.stats import Stats
 from zsad.storage import Store
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -45,7 +46,7 @@ class ShardRecord:
     """One committed shard; `file` is the data file's key in the output store, `sha256` that of its bytes.
 
     `error_counts` maps error codes to numbers of rows, `error_examples` to at most three URIs each; `fence` is the
-    lease number of the driver it was scored under.
+    lease number of the driver it was scored under, `stats` what it cost (`zsad.report.stats`).
     """
 
     shard: int
@@ -57,6 +58,7 @@ class ShardRecord:
     fence: int
     error_counts: dict[str, int] = field(default_factory=dict)
     error_examples: dict[str, list[str]] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
 
     @property
     def errors(self) -> int:
@@ -190,6 +192,11 @@ def write_shard_data(output: Store, run_id: str, shard: int, table: pa.Table, *,
         error_counts=counts,
         error_examples=examples,
     )
+
+
+def with_stats(record: ShardRecord, stats: Stats) -> ShardRecord:
+    """The record with what the shard cost."""
+    return replace(record, stats=asdict(stats))
 
 
 def commit_shard(output: Store, run_id: str, record: ShardRecord) -> ShardRecord:
