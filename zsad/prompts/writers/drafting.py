@@ -11,11 +11,11 @@ Cost: one answer and one short scoring request per phrase, so 1 + 2 * pairs requ
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from zsad.prompts.writers.base import Draft, DraftPhrase, Side, WriteRequest
-from zsad.prompts.writers.request import BadAnswer, parse, scored_text
+from zsad.prompts.writers.base import Draft, Side, WriteRequest
+from zsad.prompts.writers.request import BadAnswer, draft_phrases, parse, scored_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,10 @@ class Work:
     slots_used: int = 0
     tokens: int = 0
 
+    def copy(self) -> "Work":
+        """The counts as they are now."""
+        return replace(self)
+
 
 @dataclass(slots=True)
 class _Product:
@@ -146,10 +150,7 @@ class Drafter:
             raise BadAnswer(f"the model gave a phrase the log-probability {score.log_prob}")
         product.log_probs[score.index] = min(0.0, score.log_prob)
         if len(product.log_probs) == len(product.looks):
-            phrases = tuple(
-                DraftPhrase(text=text, side=side, log_prob=product.log_probs[index])
-                for index, (text, side) in enumerate(product.looks)
-            )
+            phrases = draft_phrases(product.looks, [product.log_probs[i] for i in range(len(product.looks))])
             del self._products[score.place]
             self._finished.append((score.place, Draft(request=product.request, phrases=phrases, **self._named)))
 

@@ -18,10 +18,11 @@ wording, the schema and the limits are ours.
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from zsad.errors import ZsadError
-from zsad.prompts.writers.base import Side, WriteRequest
+from zsad.prompts.writers.base import DraftPhrase, Side, WriteRequest
 
 REQUEST_VERSION = "1"
 MAX_PRODUCT_CHARS = 80
@@ -107,6 +108,12 @@ def parse(text: str, request: WriteRequest) -> tuple[tuple[str, Side], ...]:
     if not isinstance(pairs, list) or not 1 <= len(pairs) <= request.num_pairs:
         raise BadAnswer(f"the answer has no list of 1 to {request.num_pairs} pairs: {text[:40]!a}")
     return tuple((_look(pair, place, side), side) for place, pair in enumerate(pairs, start=1) for side in SIDES)
+
+
+def draft_phrases(looks: Sequence[tuple[str, Side]], log_probs: Sequence[float | None]) -> tuple[DraftPhrase, ...]:
+    """Phrases of an answer with their scores, in its order."""
+    pairs = zip(looks, log_probs, strict=True)
+    return tuple(DraftPhrase(text=text, side=side, log_prob=log_prob) for (text, side), log_prob in pairs)
 
 
 def scored_text(request: WriteRequest, phrase: str, side: Side) -> tuple[str, str]:
