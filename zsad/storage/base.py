@@ -19,14 +19,15 @@ class ObjectInfo:
 
     `key` is relative to the store's root, `uri` is absolute (`s3://bucket/key` or a plain absolute path), `size_bytes`
     is in bytes, `last_modified` is in UTC. `etag` changes when the content does: S3's own without quotes, for a local
-    file `<mtime in ns, hex>-<size in bytes, hex>`.
+    file `<mtime in ns, hex>-<size in bytes, hex>`. Objects of a customer's own list may lack the last three: an empty
+    etag, None.
     """
 
     key: str
     uri: str
-    size_bytes: int
+    size_bytes: int | None
     etag: str
-    last_modified: datetime
+    last_modified: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,14 @@ class Store(ABC):
     url: str
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with `prefix`, recursively, in UTF-8 byte order of their keys, each once.
 
-        Memory does not grow with the number of objects.
+        Memory does not grow with the number of objects, but for the names of one local folder.
 
         Args:
             prefix: as in S3, any beginning of a key; it need not end at a `/`.
+            after: only keys behind this one in that order; an interrupted listing goes on from its last key.
 
         Raises:
             StorageError: MISSING when the bucket or the local root does not exist, FORBIDDEN when it can't be listed.
@@ -171,12 +173,12 @@ def require_size(size_bytes: int, max_bytes: int, uri: str) -> None:
 
 
 def require_etag(found: str, expected: str | None, uri: str) -> None:
-    """Refuse an object that is not the listed one any more; `expected` None accepts anything.
+    """Refuse an object that is not the listed one any more; `expected` None or empty accepts anything.
 
     Raises:
         ImageError: CHANGED.
     """
-    if expected is not None and found != expected:
+    if expected and found != expected:
         raise ImageError(
             ErrorCode.CHANGED, f"{uri} changed after it was listed (etag {expected} then, {found} now); run again"
         )

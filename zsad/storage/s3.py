@@ -29,6 +29,7 @@ from zsad.storage import counters, s3_errors
 from zsad.storage.base import ObjectInfo, Store, require_etag, require_plain_key, require_size
 from zsad.storage.concurrency import AdaptiveLimit
 from zsad.storage.retry import RetryPolicy, ThrottledError, call_with_retries
+from zsad.storage.s3_listing import Page, list_in_order
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -58,16 +59,23 @@ class S3Store(Store):
         prefix = self.url.removeprefix("s3://").partition("/")[2]
         return prefix + "/" if prefix else ""
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Page through the bucket; see `Store.list`."""
-        after, is_last = "", False
+    def list(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        """Page through the bucket, large prefixes with several threads; see `Store.list`."""
+        return list_in_order(partial(self._pages, prefix), self.list_folders, prefix, after)
+
+    def _pages(self, prefix: str, after: str) -> Iterator[Page]:
+        """Pages of the keys with `prefix` behind `after`, both relative to the root; folder marks are left out."""
+        last, is_last = self.root + after if after else "", False
         while not is_last:
-            page = self._retried("list", self.url, partial(self._page, self.root + prefix, after))
-            for item in page.get("Contents", []):
-                if item["Key"].encode() > after.encode():
-                    after = item["Key"]
-                    if not (after.endswith("/") and item["Size"] == 0):
-                        yield self._info(item)
+            page = self._retried("list", self.url, partial(self._page, self.root + prefix, last))
+            items = [item for item in page.get("Contents", []) if item["Key"].encode() > last.encode()]
+            # In key order, so that only a repeated key can equal the one before it.
+            once = [
+                item for one, item in zip([None, *items], items, strict=False) if not one or one["Key"] != item["Key"]
+            ]
+            last = once[-1]["Key"] if once else last
+            objects = [self._info(item) for item in once if not (item["Key"].endswith("/") and item["Size"] == 0)]
+            yield Page(objects, last[len(self.root) :])
             is_last = not page["IsTruncated"]
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
