@@ -29,7 +29,16 @@ from zsad.backbone import Backbone
 from zsad.backbone.similarity import similarity
 from zsad.errors import ConfigError
 from zsad.learn.losses import dice_loss, focal_loss
-from zsad.methods.dapo import DAPOConfig, binary_pair, encode_classes, encode_pixels, initial_tensors, probabilities
+from zsad.learn.step import take_step
+from zsad.methods.dapo import (
+    DAPOConfig,
+    binary_pair,
+    encode_classes,
+    encode_pixels,
+    initial_tensors,
+    levels_of,
+    probabilities,
+)
 
 PIXEL_WEIGHT = 4.0
 
@@ -87,17 +96,28 @@ class DAPOTrainer:
         self.tensors = {name: tensor.to(backbone.device).requires_grad_() for name, tensor in start.items()}
         self.optimiser = torch.optim.Adam(self.tensors.values(), lr=training.learning_rate, betas=training.betas)
 
-    def step(self, batch: TypedBatch) -> dict[str, float]:
-        """One optimiser step; returns the loss terms before it, weights applied.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the loss terms."""
+        return ("image", *(f"level_{index}" for index in range(len(levels_of(self.config, self.backbone)))))
+
+    def terms(self, batch: TypedBatch, share: float) -> dict[str, Tensor]:
+        """See `Learner.terms`; all are means over images.
 
         Raises:
             ConfigError: if a pixel's type is no defect word.
         """
-        terms = losses_of(self.config, self.training, self.backbone, self.tensors, self.words, batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(torch.stack(list(terms.values())).sum())
-        self.optimiser.step()
-        return {name: float(term.detach()) for name, term in terms.items()}
+        found = losses_of(self.config, self.training, self.backbone, self.tensors, self.words, batch)
+        return {name: share * term for name, term in found.items()}
+
+    def step(self, batch: TypedBatch) -> dict[str, float]:
+        """One optimiser step of a single worker; returns the loss terms before it, weights applied.
+
+        Raises:
+            ConfigError: if a pixel's type is no defect word.
+            ModelError: if a term is not finite.
+        """
+        return take_step(self, batch)
 
     def learned(self) -> dict[str, Tensor]:
         """A copy of the tensors as a bundle stores them."""

@@ -4,7 +4,9 @@ Towers are frozen and nothing is augmented, so a trainer runs the image tower on
 `frozen_features`; a step then costs the text tower alone. The normal prompt and the beginning of all prompts are shared
 by both passes: a batch of 8 encodes 91 short sequences where the released code encodes 99 of 77 tokens.
 
-Weights of the terms: see `WEIGHTS`. Selection of patches is hard and carries no gradient, and neither do features.
+Weights of the terms: see `WEIGHTS`. The prior's term is a sum over images and stays one when workers share a batch; all
+others are means over images, or belong to no image. Selection of patches is hard and carries no gradient, and neither
+do features.
 
 Legend: B images, P patches, (h, w) patch grid, (H, W) mask, D joint width, K abnormal prompts.
 Cost: three times the text tower's forward pass on 10 B + 11 sequences of 6 tokens.
@@ -34,6 +36,7 @@ WEIGHTS = {
     "orthogonal": 0.1,
     "prior": 1.0,
 }
+SUMS = ("prior",)
 LEARNING_RATE = 1e-3
 BETAS = (0.5, 0.999)
 
@@ -74,25 +77,36 @@ def trainable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
 
 
-def make_optimiser(tensors: Mapping[str, Tensor]) -> torch.optim.Adam:
+def make_optimiser(tensors: Mapping[str, Tensor], learning_rate: float = LEARNING_RATE) -> torch.optim.Adam:
     """Adam as the method is trained with: no schedule, no weight decay."""
-    return torch.optim.Adam(tensors.values(), lr=LEARNING_RATE, betas=BETAS)
+    return torch.optim.Adam(tensors.values(), lr=learning_rate, betas=BETAS)
 
 
-def train_step(
-    encoder: PromptEncoder, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, batch: Batch
-) -> dict[str, float]:
-    """One optimiser step on `tensors` in place; returns the loss terms, without weights."""
-    terms = loss_terms(encoder, tensors, batch)
-    optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(total(terms))
-    optimiser.step()
-    return {name: float(term.detach()) for name, term in terms.items()}
+class FAPromptLearner:
+    """Learned tensors and their optimiser, for `zsad.learn.step.take_step`."""
+
+    names = tuple(WEIGHTS)
+
+    def __init__(
+        self, encoder: PromptEncoder, tensors: Mapping[str, Tensor], *, learning_rate: float = LEARNING_RATE
+    ) -> None:
+        self.encoder = encoder
+        self.tensors = trainable(tensors)
+        self.optimiser = make_optimiser(self.tensors, learning_rate)
+
+    def terms(self, batch: Batch, share: float) -> dict[str, Tensor]:
+        """See `Learner.terms`."""
+        return weighted(loss_terms(self.encoder, self.tensors, batch), share)
+
+
+def weighted(terms: Mapping[str, Tensor], share: float = 1.0) -> dict[str, Tensor]:
+    """Terms with their weights, as this part of a global batch adds to them."""
+    return {name: WEIGHTS[name] * (1.0 if name in SUMS else share) * term for name, term in terms.items()}
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """The weighted sum that is minimised."""
-    return torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum()
+    return torch.stack(list(weighted(terms).values())).sum()
 
 
 def loss_terms(encoder: PromptEncoder, tensors: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:

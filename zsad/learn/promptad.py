@@ -17,7 +17,7 @@ Source: PromptAD (arXiv 2404.05231) and its code; shared prefixes and weighted s
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from zsad.backbone import Backbone, ImageFeatures
 from zsad.backbone.prompted_text import encode_after, encode_prefix, num_text_layers, text_width, word_vectors
 from zsad.backbone.text import text_tower
-from zsad.errors import ConfigError
+from zsad.errors import ConfigError, ModelError
 from zsad.methods.base import Subject
 from zsad.methods.promptad import (
     ABNORMAL_CONTEXT,
@@ -45,6 +45,7 @@ from zsad.prompts.class_states import class_states
 log = logging.getLogger(__name__)
 
 Task = Literal["cls", "seg"]
+Watch = Callable[[Task, dict[str, float]], None]
 INITIAL_SPREAD = 0.02
 
 
@@ -282,6 +283,7 @@ def fit(
     normals: Iterable[Tensor],
     *,
     method: PromptADConfig | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a `PromptAD` for one product.
 
@@ -291,10 +293,12 @@ def fit(
         subject: its object name stands in the prompts.
         normals: batches of uint8 (B, H, W, 3), one to four images in all as published; more are allowed.
         method: settings that the detector will score with; None: the defaults.
+        watch: told the loss terms of every step.
 
     Raises:
         ConfigError: if there are no images, or the object name is too long.
-        ModelError: if the text tower can't take learned vectors, or the images do not divide into patches.
+        ModelError: if a loss is not finite, the text tower can't take learned vectors, or the images do not divide into
+            patches.
     """
     num_text_layers(backbone.model)  # refuses towers without the causal CLIP form
     method = method or PromptADConfig()
@@ -302,7 +306,8 @@ def fit(
     tensors = {OBJECT_NAME: name_tensor(subject.object_name)}
     tensors |= remembered(features, method.taps(backbone.num_layers))
     for task in ("cls", "seg"):
-        learner = _learn(config, backbone, subject.object_name, task, _anchors(features, task), method.logit_scale)
+        anchors = _anchors(features, task)
+        learner = _learn(config, backbone, subject.object_name, task, anchors, method.logit_scale, watch)
         with torch.no_grad():
             directions_2D = learner().directions()
         tensors |= {
@@ -319,7 +324,13 @@ def _anchors(features: Sequence[ImageFeatures], task: Task) -> Tensor:
 
 
 def _learn(
-    config: PromptADTraining, backbone: Backbone, name: str, task: Task, anchors: Tensor, logit_scale: float
+    config: PromptADTraining,
+    backbone: Backbone,
+    name: str,
+    task: Task,
+    anchors: Tensor,
+    logit_scale: float,
+    watch: Watch | None,
 ) -> PromptLearner:
     learner = new_learner(config, backbone, name, class_states(name), task)
     optimiser = new_optimiser(config, learner)
@@ -327,5 +338,9 @@ def _learn(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config, epoch)
         terms = step(learner, optimiser, anchors, config, logit_scale)
+        if not math.isfinite(terms["total"]):
+            raise ModelError(f"{name}, task {task}: the loss of step {epoch + 1} is not finite; lower learning_rate")
+        if watch is not None:
+            watch(task, terms)
     log.info("%s, task %s: last losses %s", name, task, {key: round(value, 4) for key, value in terms.items()})
     return learner

@@ -1,0 +1,155 @@
+"""What a training of prompts is asked to do: one checked dataclass for command line, TOML files and Python alike."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from zsad.datasets.reference import Dataset, parse_dataset
+from zsad.errors import ConfigError
+from zsad.images import DecodeLimits
+from zsad.storage import Store, open_store
+
+SYNTHETIC = "synthetic"
+PRODUCT = "{product}"
+WORK = "_training"
+Method = Literal["faprompt", "dapo", "promptad"]
+_EPOCHS = {"faprompt": 7, "dapo": 5, "promptad": 100}
+_FREE = ("output", "work", "num_workers", "min_workers", "use_gpu", "resume", "restart", "dry_run", "max_restarts")
+"""Fields that do not change what is learned, and may differ when a training goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Learn prompts and write detector bundles that score_bucket, evaluate and load_detector take.
+
+    faprompt and dapo learn from images with masks of any products and give one bundle at --output. promptad learns from
+    --shots normal images a product and gives one bundle a product at OUTPUT/PRODUCT/.
+
+    Attributes:
+        method: faprompt, dapo or promptad.
+        dataset: LAYOUT:URL, such as mvtec:s3://bucket/mvtec (layouts as for evaluate), or synthetic: drawn images.
+        output: folder or s3:// prefix of the bundle, or of one bundle a product; not inside the data set.
+        backbone: nano, an open_clip NAME/PRETRAINED, or a folder.
+        products: only these products (folder names); none: all.
+        split: of the data set; empty: test for faprompt and dapo, train for promptad.
+        where: only images with COLUMN=VALUE in a further column of an index.
+        images: how many images of synthetic are drawn.
+        shots: normal images a product that promptad learns from.
+        object: word for the product in promptad's prompts; {product} is its name.
+        epochs: passes over the data (promptad: steps); 0: 7, 5 and 100 as the methods are used.
+        batch_size: images of a step on all workers together.
+        learning_rate: 0: as published.
+        seed: of starts, orders, splits and drawn shots.
+        size: side of the model's input in px; 0: the backbone's.
+        cache: how faprompt keeps the image tower's features: fp32, fp16, or off (the tower runs at every step).
+        checkpointing: dapo computes blocks twice to hold less memory.
+        validation: share of the images that is only looked at after each epoch.
+        keep: the epoch that is shipped: best on the validation images, or last.
+        calibration_images: drawn normal images that set a bundle's thresholds (faprompt, dapo).
+        num_workers: training processes.
+        min_workers: go on with this many when nodes leave, up to num_workers when they come; 0: always num_workers.
+        use_gpu: one GPU a worker.
+        work: folder or s3:// prefix for cache and checkpoints that all nodes reach; empty: OUTPUT/_training.
+        resume: go on with the training that was stopped here.
+        restart: forget what is there and start anew.
+        dry_run: say what would be done, and check the arguments.
+        max_restarts: how often lost workers are replaced.
+        max_error_share: give up when more than this share of images (promptad: products) can't be used.
+        decode: limits on untrusted images.
+    """
+
+    method: Method
+    dataset: str
+    output: str
+    backbone: str = "nano"
+    products: tuple[str, ...] = ()
+    split: str = ""
+    where: tuple[str, ...] = ()
+    images: int = 1600
+    shots: int = 4
+    object: str = PRODUCT
+    epochs: int = 0
+    batch_size: int = 8
+    learning_rate: float = 0.0
+    seed: int = 0
+    size: int = 0
+    cache: Literal["fp32", "fp16", "off"] = "fp32"
+    checkpointing: bool = False
+    validation: float = 0.1
+    keep: Literal["best", "last"] = "best"
+    calibration_images: int = 256
+    num_workers: int = 1
+    min_workers: int = 0
+    use_gpu: bool = False
+    work: str = ""
+    resume: bool = False
+    restart: bool = False
+    dry_run: bool = False
+    max_restarts: int = 3
+    max_error_share: float = 0.0
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range before anything is touched."""
+        least = {"images": 16, "shots": 1, "epochs": 0, "batch_size": 1, "seed": 0, "size": 0, "calibration_images": 8}
+        least |= {"num_workers": 1, "min_workers": 0, "max_restarts": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: it must be at least {low}")
+        for name in ("learning_rate", "max_error_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: it must lie in [0, 1)")
+        if not 0 <= self.validation <= 0.5:
+            raise ConfigError(f"--validation {self.validation}: it must lie in [0, 0.5]")
+        if self.min_workers > self.num_workers:
+            raise ConfigError(
+                f"--min-workers {self.min_workers} is more than --num-workers {self.num_workers}; lower it"
+            )
+        if self.resume and self.restart:
+            raise ConfigError("--resume goes on and --restart starts anew: give one of them")
+        if not self.object.strip():
+            raise ConfigError("--object is empty; give a word, or {product} for the folder's name")
+        self._check_dataset()
+        open_store(self.output)
+
+    def _check_dataset(self) -> None:
+        if self.dataset == SYNTHETIC:
+            if self.method == "promptad":
+                raise ConfigError("promptad fits products of a data set; --dataset synthetic has none")
+            if self.products or self.where or self.split:
+                raise ConfigError("--products, --where and --split choose among listed images; synthetic has none")
+            return
+        source, output = self.labelled().store, open_store(self.output)
+        if source.contains(output):
+            raise ConfigError(f"the output {output.url} lies inside the data set {source.url}; choose one outside")
+
+    def labelled(self) -> Dataset:
+        """The data set, which is not synthetic."""
+        return parse_dataset(self.dataset)
+
+    @property
+    def num_epochs(self) -> int:
+        """As asked for, or as the method is used."""
+        return self.epochs or _EPOCHS[self.method]
+
+    @property
+    def used_split(self) -> str:
+        """As asked for, or where the images lie that the method learns from."""
+        return self.split or ("train" if self.method == "promptad" else "test")
+
+    @property
+    def output_store(self) -> Store:
+        """Where bundles go."""
+        return open_store(self.output)
+
+    @property
+    def work_store(self) -> Store:
+        """Where cache and checkpoints go."""
+        return open_store(self.work) if self.work else self.output_store.sub(WORK)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change what is learned."""
+        return {name: value for name, value in asdict(self).items() if name not in _FREE}
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
