@@ -13,6 +13,7 @@ DAPO (arXiv 2512.09446).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from zsad.prompts.ensemble import defect_states, direction
 UNKNOWN = "unknown"
 GENERIC_OBJECT = "object"
 CLEAREST_SHARE = 0.01
+# Detectors of many products share a backbone and most words; encoding these is nearly all that loading one takes.
+_directions: WeakKeyDictionary[Backbone, dict[str, torch.Tensor]] = WeakKeyDictionary()
 
 
 class Typing(Protocol):
@@ -146,8 +149,12 @@ def split_seen(backbone: Backbone, words: Sequence[str]) -> tuple[tuple[str, ...
 
 
 def encode_words(backbone: Backbone, words: Sequence[str]) -> DefectTypes:
-    """Classifier over `words` for patch tokens of `backbone`."""
+    """Classifier over `words` for patch tokens of `backbone`; what it has encoded once is not encoded again."""
     if not words:
         return DefectTypes(words=(), directions_KD=np.zeros((0, backbone.embed_dim), np.float32))
-    rows = [direction(backbone, defect_states(word), GENERIC_OBJECT) for word in words]
+    known = _directions.setdefault(backbone, {})
+    for word in words:
+        if word not in known:
+            known[word] = direction(backbone, defect_states(word), GENERIC_OBJECT)
+    rows = [known[word] for word in words]
     return DefectTypes(words=tuple(words), directions_KD=torch.stack(rows).cpu().numpy())

@@ -20,17 +20,15 @@ from zsad.batch_config import BatchConfig
 from zsad.bundle import BundleRef, DetectorConfig, parse_ref, read_config, read_tensors, write_bundle
 from zsad.detector_index import DetectorIndex, Entry, Values, filled, list_values
 from zsad.distributed.cluster import zsad_cause
-from zsad.distributed.stages import DETECTORS_JSON
 from zsad.errors import ConfigError, ErrorCode, ImageError, ModelError, StorageError, ZsadError
 from zsad.images import DecodeLimits, RgbImage, decode_image
 from zsad.report.ledger import canonical_json, config_hash
-from zsad.report.paths import run_key
+from zsad.report.paths import DETECTORS, DETECTORS_JSON, run_key
 from zsad.storage import Store, open_store
 
 log = logging.getLogger(__name__)
 
 MAX_NORMALS = 2000
-DETECTORS = "detectors"
 _NUM_THREADS = 8
 K = TypeVar("K")
 V = TypeVar("V")
@@ -114,7 +112,7 @@ def _named(config: BatchConfig, names: tuple[str, ...], values: Values, found: E
 def _kept(prepared: Prepared, output: Store) -> Entry:
     """Copy a bundle into the output; equal bundles have equal names."""
     fingerprint = prepared.fingerprint()
-    bundle = f"{DETECTORS}/{fingerprint[:32]}"
+    bundle = f"{DETECTORS}{fingerprint[:32]}"
     write_bundle(output.uri(bundle), prepared.config, prepared.tensors)
     return Entry(ref="", bundle=bundle, fingerprint=fingerprint, preprocess=prepared.config.preprocess)
 

@@ -23,7 +23,7 @@ from zsad.decode_child import DecodeChild
 from zsad.detector_index import DetectorIndex, Entry
 from zsad.errors import ModelError, StorageError, TooManyBadImages, ZsadError
 from zsad.report import ledger, manifest
-from zsad.report.paths import run_key
+from zsad.report.paths import DETECTORS_JSON, run_key
 from zsad.report.schema import RunStamp, report_schema
 from zsad.report.stats import Stats, heap_bytes, peak_bytes
 from zsad.scoring import MAP_PNG, SHARD, Group, RowContext, decode_objects, decoded_schema, score_groups, undecoded
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from zsad.detector_cache import DetectorCache
 
 STATS = "stats"
-DETECTORS_JSON = "detectors.json"
 _MAP_WRITERS = 8
 
 

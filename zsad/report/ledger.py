@@ -145,16 +145,13 @@ def find_unfinished_run(output: Store) -> str | None:
 
 def latest_published(output: Store) -> str | None:
     """Greatest run id that has a pointer, or None; a missing output has none."""
-    latest = None
-    try:
-        for info in output.list(PUBLISHED):
-            name = info.key.removeprefix(PUBLISHED)
-            if name.endswith(".json") and "/" not in name:
-                latest = max(latest or "", name.removesuffix(".json"))
-    except StorageError as error:
-        if error.code != ErrorCode.MISSING:
-            raise
-    return latest
+    return max(published_runs(output), default=None)
+
+
+def published_runs(output: Store) -> list[str]:
+    """Ids of all runs that readers can see, oldest first; a missing output has none."""
+    names = (info.key.removeprefix(PUBLISHED) for info in _list_if_there(output, PUBLISHED))
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json") and "/" not in name)
 
 
 def is_published(output: Store, run_id: str) -> bool:

@@ -9,6 +9,8 @@ from zsad.errors import ConfigError
 
 PUBLISHED = "published/"
 RUNS = "runs/"
+DETECTORS = "detectors/"
+DETECTORS_JSON = "detectors.json"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from zsad import failpoints
-from zsad.errors import CommitConflict, StorageError
+from zsad.errors import CommitConflict, StorageError, ZsadError
 from zsad.report.ledger import ShardRecord, canonical_json, load_shard_records, read_json
 from zsad.report.paths import pointer_key, run_key
 from zsad.report.schema import SCHEMA_VERSION, check_schema_version
@@ -50,6 +50,7 @@ def build_manifest(
     config_hash: str,
     partition_fields: Sequence[str] = (),
     carried: Iterable[DataFile] = (),
+    parts: Sequence[DataFile] | None = None,
 ) -> RunManifest:
     """Check the records of a run and put its manifest together.
 
@@ -60,10 +61,12 @@ def build_manifest(
         config_hash: of the run.
         partition_fields: columns behind those of the report.
         carried: files of rows that stay valid from older runs.
+        parts: larger files with the rows of all shards; None: the shards' own files.
 
     Raises:
         StorageError: a shard has no record; the message names the first.
         CommitConflict: a record was made with another configuration.
+        ZsadError: the parts do not hold what the shards do.
     """
     by_shard = {record.shard: record for record in records}
     missing = [shard for shard in range(num_shards) if shard not in by_shard]
@@ -76,11 +79,10 @@ def build_manifest(
         DataFile(file=one.file, rows=one.rows, anomalies=one.anomalies, error_counts=one.error_counts)
         for one in (by_shard[shard] for shard in range(num_shards))
     ]
-    files = [file for file in [*scored, *carried] if file.rows]
-    errors: Counter[str] = Counter()
-    for file in files:
-        errors.update(file.error_counts)
-    rows = sum(file.rows for file in files)
+    if parts is not None and _counted(parts) != _counted(scored):
+        raise ZsadError(f"the files of run {run_id} hold {_counted(parts)}, its shards {_counted(scored)}")
+    files = [file for file in [*(scored if parts is None else parts), *carried] if file.rows]
+    rows, _, errors = _counted(files)
     return RunManifest(
         run_id=run_id,
         config_hash=config_hash,
@@ -97,6 +99,35 @@ def build_manifest(
     )
 
 
+def _counted(files: Iterable[DataFile]) -> tuple[int, int, Counter[str]]:
+    """Rows, anomalies and errors by code of some files."""
+    rows, anomalies, errors = 0, 0, Counter[str]()
+    for file in files:
+        rows, anomalies = rows + file.rows, anomalies + file.anomalies
+        errors.update(file.error_counts)
+    return rows, anomalies, errors
+
+
+def check_counts(records: Sequence[ShardRecord], carried: Sequence[DataFile], *, scored: int, unchanged: int) -> None:
+    """Make sure that a run that is about to be published has a row for every listed object.
+
+    Args:
+        records: of all its shards.
+        carried: files of rows from older runs.
+        scored: objects in the manifest's shards.
+        unchanged: objects that were listed but keep their older row.
+
+    Raises:
+        ZsadError: if the numbers differ.
+    """
+    rows, kept = sum(record.rows for record in records), sum(file.rows for file in carried)
+    if (rows, kept) != (scored, unchanged):
+        raise ZsadError(
+            f"{scored:,} objects were to be scored and {unchanged:,} were unchanged, but there are {rows:,} and "
+            f"{kept:,} rows; nothing was published: run again with --restart"
+        )
+
+
 def publish_run(
     output: Store,
     run_id: str,
@@ -105,6 +136,7 @@ def publish_run(
     config_hash: str,
     partition_fields: Sequence[str] = (),
     carried: Iterable[DataFile] = (),
+    parts: Sequence[DataFile] | None = None,
 ) -> RunManifest:
     """Make a fully committed run visible to readers; calling again changes nothing.
 
@@ -120,6 +152,7 @@ def publish_run(
         config_hash=config_hash,
         partition_fields=partition_fields,
         carried=carried,
+        parts=parts,
     )
     write_run_manifest(output, manifest)
     write_pointer(output, run_id)
