@@ -21,7 +21,7 @@ from urllib.parse import quote
 from zsad.errors import ConfigError
 from zsad.images import Preprocess
 from zsad.partition import PartitionTemplate
-from zsad.report.manifest import ListingOptions, iter_listing
+from zsad.report.manifest import Lister, ListingOptions, iter_listing
 from zsad.storage import Store
 
 MAX_DETECTORS = 20_000
@@ -155,7 +155,7 @@ class DetectorIndex:
 
 
 def list_values(
-    source: Store, template: PartitionTemplate, fields: Sequence[str], options: ListingOptions
+    lister: Lister, template: PartitionTemplate, fields: Sequence[str], options: ListingOptions
 ) -> list[Values]:
     """Values of `fields` in the keys of the input, sorted; some may belong to no object that the run will list.
 
@@ -165,11 +165,11 @@ def list_values(
     """
     levels = template.template.split("/")
     last = max(place for place, level in enumerate(levels) if set(field_names(level)) & set(fields))
-    if last == len(levels) - 1 or options.limit:
-        keys: Iterator[str] = (info.key for info in iter_listing(source, options))
+    if last == len(levels) - 1 or options.limit or not isinstance(lister, Store):
+        keys: Iterator[str] = (info.key for info in iter_listing(lister, options))
     else:
         template = PartitionTemplate("/".join(levels[: last + 1]) + "/")
-        keys = _folders(source, levels[: last + 1])
+        keys = _folders(lister, levels[: last + 1])
     found: set[Values] = set()
     for key in keys:
         values = template.match(key)
@@ -179,7 +179,7 @@ def list_values(
             raise ConfigError(f"more than {MAX_DETECTORS:,} combinations of {', '.join(fields)}; use fewer fields")
     if not found:
         raise ConfigError(
-            f"no key under {source.url} fits --partition {template.template}, so no detector can be chosen"
+            f"no key under {lister.url} fits --partition {template.template}, so no detector can be chosen"
         )
     return sorted(found)
 

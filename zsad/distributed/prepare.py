@@ -23,6 +23,7 @@ from zsad.distributed.cluster import zsad_cause
 from zsad.errors import ConfigError, ErrorCode, ImageError, ModelError, StorageError, ZsadError
 from zsad.images import DecodeLimits, RgbImage, decode_image
 from zsad.report.ledger import canonical_json, config_hash
+from zsad.report.manifest import Lister
 from zsad.report.paths import DETECTORS, DETECTORS_JSON, run_key
 from zsad.storage import Store, open_store
 
@@ -66,8 +67,8 @@ class Settled:
         output.put_if_absent(run_key(run_id, DETECTORS_JSON), canonical_json(index.to_dict()))
 
 
-def settle_detectors(config: BatchConfig, source: Store, output: Store) -> Settled:
-    """The detectors that `config` asks for.
+def settle_detectors(config: BatchConfig, lister: Lister, output: Store) -> Settled:
+    """The detectors that `config` asks for, of the products that `lister` knows.
 
     Raises:
         ConfigError, ModelError, StorageError: if none can be had.
@@ -76,15 +77,15 @@ def settle_detectors(config: BatchConfig, source: Store, output: Store) -> Settl
         single = prepare_detector(config)
         entry = Entry(ref=config.detector, fingerprint=single.fingerprint(), preprocess=single.config.preprocess)
         return Settled(index=DetectorIndex(ref=config.detector, entries={(): entry}), single=single)
-    return Settled(index=_settle_many(config, source, output))
+    return Settled(index=_settle_many(config, lister, output))
 
 
-def _settle_many(config: BatchConfig, source: Store, output: Store) -> DetectorIndex:
+def _settle_many(config: BatchConfig, lister: Lister, output: Store) -> DetectorIndex:
     template, names = config.template(), config.detector_fields
     assert template is not None  # noqa: S101 - fields come from it; for the type checker
     wanted: dict[Values, BatchConfig] = {}
     entries: dict[Values, Entry | ZsadError] = {}
-    for values in list_values(source, template, names, config.listing()):
+    for values in list_values(lister, template, names, config.listing()):
         try:
             wanted[values] = config.of(dict(zip(names, values, strict=True)))
         except ConfigError as error:
