@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import ray
 
 from zsad.distributed.gallery import write_gallery
-from zsad.distributed.memory import StoreWatch
 from zsad.distributed.stages import Plan, partition_fields
+from zsad.distributed.store_watch import StoreWatch
 from zsad.report import compact, delta, ledger, publish
 from zsad.report.carry import load_carried
 from zsad.report.lease import Lease
