@@ -6,6 +6,7 @@ Settings come from the TOML file that `ZSAD_SERVE_CONFIG` names; docs/http.md li
 from pathlib import Path
 
 from zsad.distributed.serving import build_graph
+from zsad.http.auth import load_tokens
 from zsad.serve_config import load_serve_config
 
 PAGE = Path(__file__).parent / "page"
@@ -17,4 +18,5 @@ def page_files() -> dict[str, bytes]:
     return {path.relative_to(PAGE).as_posix(): path.read_bytes() for path in paths}
 
 
-app = build_graph(load_serve_config(), page_files())
+config = load_serve_config()
+app = build_graph(config, page_files(), load_tokens(config.tokens_file))

@@ -1,233 +1,126 @@
-"""The graph of Ray Serve: ingress (validation, limits) -> decoder (CPU, killable children) -> scorer (model).
+"""The graph of Ray Serve: ingress (validation, limits) -> decoders (CPU, killable children) -> scorers (model).
 
-`build_graph` binds it; everything but the wiring is `zsad.http`. Only the ingress waits for others: it asks a decoder
-for pixels at model size, then a scorer for a finding, so that a request that ends early (its client left, it took too
-long) cancels whatever it waits for.
+`build_graph` binds it; everything but the wiring is `zsad.http`. Only the ingress waits for others, so that a request
+that ends early (its client left, it took too long) cancels whatever it waits for. Queues are bounded in three places:
+images that one ingress replica has accepted (429), requests that wait for a place in the ingress (503), calls that
+wait for a decoder or scorer (503).
 """
 
-import asyncio
 import logging
-import time
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from ray import serve as ray_serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
-from zsad.decode_child import DecodeChild, Decoded
-from zsad.errors import ImageError, StorageError
-from zsad.finding import Finding
+from zsad.distributed.serving_engine import ServeEngine
+from zsad.distributed.serving_metrics import RequestMetrics
+from zsad.distributed.serving_replicas import Decoder, Scorer, load_detectors
 from zsad.http.app import make_app
-from zsad.http.batcher import Batcher
-from zsad.http.engine import Description, DetectorKey, Inspected, StoredImage, Upload
-from zsad.http.problems import Problem
-from zsad.images import Preprocess
+from zsad.http.problems import RETRY_AFTER_S
 from zsad.serve_config import ServeConfig
-from zsad.storage import open_store
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """The pixels were made for another version of the detector, which `description` replaces."""
-
-    description: Description
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """One decoded image on its way to a scorer."""
-
-    pixels_SSC: NDArray[np.uint8]
-    width: int
-    height: int
-    preprocess: Preprocess
-    decode_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a scorer says of one image."""
-
-    finding: Finding | ImageError
-    description: Description
-    model_ms: float
-
-
-class Decoder:
-    """Fetches and decodes images; as many at a time as it has children."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        self._config = config
-        self._children: asyncio.Queue[DecodeChild] = asyncio.Queue()
-        for _ in range(config.decode_children):
-            self._children.put_nowait(DecodeChild())
-
-    async def decode(self, image: Upload | StoredImage, preprocess: Preprocess) -> Pixels | ImageError:
-        """The image's pixels at the model's size, or why there are none."""
-        child = await self._children.get()
-        try:
-            return await asyncio.to_thread(self._decode, child, image, preprocess)
-        finally:
-            self._children.put_nowait(child)
-
-    def _decode(self, child: DecodeChild, image: Upload | StoredImage, preprocess: Preprocess) -> Pixels | ImageError:
-        began = time.perf_counter()
-        try:
-            data = image.data if isinstance(image, Upload) else self._fetched(image)
-            decoded: Decoded = child.decode(data, self._config.decode, preprocess)
-        except ImageError as error:
-            return error
-        except StorageError as error:
-            return ImageError(error.code, "the object can't be read" if error.code == "read_error" else str(error.code))
-        decode_ms = (time.perf_counter() - began) * 1000
-        return Pixels(decoded.pixels, decoded.width, decoded.height, preprocess, decode_ms)
-
-    def _fetched(self, image: StoredImage) -> bytes:
-        store = open_store(self._config.bucket_urls[image.bucket])
-        return store.get(image.key, max_bytes=self._config.decode.max_bytes)
-
-
-class Scorer:
-    """Loads detectors and scores batches, one at a time, in a thread of its own."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        import torch
-
-        from zsad.http.loaded import LoadedDetectors
-
-        if not config.num_gpus_per_scorer:
-            torch.set_num_threads(1)
-        self._config = config
-        self._loaded = LoadedDetectors(
-            config.refs,
-            device="cuda" if config.num_gpus_per_scorer else "cpu",
-            batch_size=config.batch_size,
-            max_bytes=config.cache_bytes,
-        )
-        self._loading = asyncio.Lock()
-        self._batcher: Batcher[Pixels, Scored] = Batcher(
-            self._score_batch,
-            max_items=config.batch_size,
-            max_size=config.batch_bytes,
-            wait_s=config.batch_wait_ms / 1000,
-        )
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """Load the default detector and run it once; until then Ray Serve sends nothing here."""
-        key = DetectorKey(self._config.default)
-        loaded = self._loaded.load(key)
-        size = loaded.description.preprocess.size
-        loaded.detector.inspect_pixels(np.zeros((1, size, size, 3), np.uint8), [(size, size)])
-        self._loaded.keep(key, loaded)
-
-    async def describe(self, key: DetectorKey) -> Description:
-        """The detector, loaded if need be."""
-        description: Description = (await self._have(key)).description
-        return description
-
-    async def score(self, key: DetectorKey, pixels: Pixels) -> Scored | Stale:
-        """The finding of one image at the lowest threshold."""
-        loaded = await self._have(key)
-        if loaded.description.preprocess != pixels.preprocess:
-            return Stale(loaded.description)
-        return await self._batcher.submit(key, pixels, size=pixels.pixels_SSC.nbytes)
-
-    async def _have(self, key: DetectorKey) -> Any:
-        if loaded := self._loaded.get(key):
-            return loaded
-        async with self._loading:
-            if loaded := self._loaded.get(key):
-                return loaded
-            loaded = await asyncio.to_thread(self._loaded.load, key)
-            self._loaded.keep(key, loaded)
-            return loaded
-
-    async def _score_batch(self, key: Hashable, batch: list[Pixels]) -> list[Scored]:
-        loaded = self._loaded.get(key)  # type: ignore[arg-type]
-        return await asyncio.to_thread(_scored, loaded, batch)
-
-
-def _scored(loaded: Any, batch: list[Pixels]) -> list[Scored]:
-    from zsad.scoring import inspect_each
-
-    began = time.perf_counter()
-    found = inspect_each(loaded.detector, np.stack([p.pixels_SSC for p in batch]), [(p.width, p.height) for p in batch])
-    model_ms = (time.perf_counter() - began) * 1000
-    return [Scored(finding, loaded.description, model_ms) for finding in found]
-
-
-class ServeEngine:
-    """`zsad.http.engine.Engine` over the handles of decoders and scorers."""
-
-    def __init__(self, config: ServeConfig, decoders: Any, scorers: Any) -> None:
-        self._config, self._decoders, self._scorers = config, decoders, scorers
-        self._described: dict[DetectorKey, Description] = {}
-
-    async def describe(self, key: DetectorKey) -> Description:
-        """The detector, loaded if need be."""
-        if key not in self._described:
-            self._described[key] = await self._scorers.describe.remote(key)
-        return self._described[key]
-
-    async def check_ready(self) -> None:
-        """Return when the default detector can answer."""
-        await self.describe(DetectorKey(self._config.default))
-
-    async def inspect(self, image: Upload | StoredImage, key: DetectorKey, threshold: float | None) -> Inspected:
-        """The finding of one image."""
-        from zsad.http.loaded import at_threshold
-
-        for _ in range(3):
-            description = await self.describe(key)
-            pixels = await self._decoders.decode.remote(image, description.preprocess)
-            if isinstance(pixels, ImageError):
-                raise Problem(pixels.code.value, pixels.message)
-            scored = await self._scorers.score.remote(key, pixels)
-            if isinstance(scored, Stale):
-                self._described[key] = scored.description
-                continue
-            if isinstance(scored.finding, ImageError):
-                raise Problem(scored.finding.code.value, scored.finding.message)
-            finding = at_threshold(scored.finding, threshold or scored.description.threshold)
-            return Inspected(
-                finding=finding,
-                detector=scored.description,
-                decode_ms=pixels.decode_ms,
-                model_ms=scored.model_ms,
-            )
-        raise Problem("unavailable", "the detector is changing; try again")
+INGRESS = "Ingress"
+INGRESS_CPUS = 0.1
+DECODER_CPUS = 0.3
+SCORER_CPUS = 0.5
+_QUIET = {"enable_access_log": False}  # a line per call costs more than the call; `zsad.requests` has one per request
+_BUSY = BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S)
 
 
 @ray_serve.ingress()
 class Ingress:
     """Answers HTTP."""
 
-    def __init__(self, config: ServeConfig, page: Mapping[str, bytes], decoders: Any, scorers: Any) -> None:
-        self._config, self._page = config, page
-        self._engine = ServeEngine(config, decoders, scorers)
+    def __init__(
+        self, config: ServeConfig, page: Mapping[str, bytes], tokens: Mapping[str, str], decoders: Any, scorers: Any
+    ) -> None:
+        _log_requests()
+        engine = ServeEngine(config, decoders, scorers)
+        self._app = make_app(
+            config, engine, tokens=tokens, observer=RequestMetrics(), page=page, echoes_request_id=False
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         """The app of this replica."""
-        return make_app(self._config, self._engine, page=self._page)
+        return self._app
+
+    def drain(self) -> None:
+        """Answer on, but say "not ready" from now on."""
+        self._app.state.service.is_draining = True
 
 
-def build_graph(config: ServeConfig, page: Mapping[str, bytes]) -> Any:
+def build_graph(
+    config: ServeConfig,
+    page: Mapping[str, bytes],
+    tokens: Mapping[str, str],
+    *,
+    make_detectors: Callable[[ServeConfig], Any] = load_detectors,
+) -> Any:
     """The bound graph, for `serve run` and RayService.
 
     Args:
         config: of the endpoint.
         page: name -> content of the web page's files; they travel with the graph.
+        tokens: name -> hex digest of those who may ask.
+        make_detectors: called in each scorer; another one than the default replaces the model.
     """
-    decoders = ray_serve.deployment(Decoder, ray_actor_options={"num_cpus": 0.3}).bind(config)
-    scorers = ray_serve.deployment(
-        Scorer, max_ongoing_requests=config.max_waiting, ray_actor_options={"num_cpus": 0.5}
+    shared = {
+        "max_queued_requests": 2 * config.max_waiting,
+        "graceful_shutdown_timeout_s": config.drain_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "backpressure_config": _BUSY,
+        "logging_config": _QUIET,
+    }
+    decoders = ray_serve.deployment(
+        Decoder,
+        num_replicas=config.num_decoders,
+        max_ongoing_requests=2 * config.decode_children,
+        ray_actor_options={"num_cpus": DECODER_CPUS},
+        **shared,
     ).bind(config)
+    scorers = ray_serve.deployment(
+        Scorer,
+        max_ongoing_requests=max(4 * config.batch_size, 16),
+        ray_actor_options={"num_cpus": SCORER_CPUS, "num_gpus": config.num_gpus_per_scorer},
+        **_replicas(config),
+        **shared,
+    ).bind(config, make_detectors)
     ingress = ray_serve.deployment(
-        Ingress, max_ongoing_requests=4 * config.max_waiting, ray_actor_options={"num_cpus": 0.1}
+        Ingress,
+        name=INGRESS,
+        num_replicas=config.num_ingress,
+        max_ongoing_requests=4 * config.max_waiting,
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        **shared,
     )
-    return ingress.bind(config, page, decoders, scorers)
+    return ingress.bind(config, dict(page), dict(tokens), decoders, scorers)
+
+
+def drain(app_name: str = "default") -> None:
+    """Make every ingress replica of a running app say "not ready"; it goes on answering until it is stopped."""
+    ray_serve.get_deployment_handle(INGRESS, app_name).broadcast("drain").results()
+
+
+def _replicas(config: ServeConfig) -> dict[str, Any]:
+    """How many scorers there are: a fixed number, or as many as keep two batches for each."""
+    if config.max_scorers == config.num_scorers:
+        return {"num_replicas": config.num_scorers}
+    scaling = AutoscalingConfig(
+        min_replicas=config.num_scorers,
+        max_replicas=config.max_scorers,
+        target_ongoing_requests=2 * config.batch_size,
+        upscale_delay_s=10,
+        downscale_delay_s=300,
+    )
+    return {"autoscaling_config": scaling}
+
+
+def _log_requests() -> None:
+    """One JSON line per request on this process's stderr, which Ray keeps in its session's logs."""
+    logger = logging.getLogger("zsad.requests")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))

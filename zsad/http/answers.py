@@ -5,6 +5,7 @@ Cost: a mask as PNG is drawn at the image's size, 0.1 s for 10 megapixels; call 
 
 import io
 from base64 import b64encode
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ from zsad.http.engine import Inspected
 from zsad.http.requests import InspectOptions
 from zsad.regions import Region
 from zsad.scoring import encode_map
+
+
+def at_threshold(finding: Finding, threshold: float) -> Finding:
+    """`finding` judged at another threshold: below it there is no defect, so no type and no regions."""
+    if finding.score >= threshold:
+        return replace(finding, threshold=threshold)
+    return replace(finding, threshold=threshold, defect_type=None, defect_scores={}, regions=[])
 
 
 def inspection(inspected: Inspected, options: InspectOptions, *, request_id: str, total_ms: float) -> dict[str, Any]:

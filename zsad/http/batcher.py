@@ -87,7 +87,8 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self, group: Hashable) -> list[_Waiting[Item, Result]]:
         """The next batch of `group`, without what nobody waits for any more."""
-        queue, batch, size = self._groups[group], [], 0
+        queue, size = self._groups[group], 0
+        batch: list[_Waiting[Item, Result]] = []
         while queue and len(batch) < self._max_items:
             if queue[0].answer.done():
                 queue.popleft()

@@ -1,19 +1,16 @@
 """Detectors held in memory for an endpoint: loaded on demand, the longest unused dropped, newer bundles taken over.
 
 Backbones are shared by all detectors over them and are not counted. A detector decides at a threshold next to zero, so
-that every finding carries its regions and `at_threshold` can apply whatever threshold a request asks for.
+that every finding carries its regions and `zsad.http.answers.at_threshold` can apply whatever a request asks for.
 """
 
-import math
-import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from hashlib import sha256
 
 from zsad.bundle import BundleRef, parse_ref
 from zsad.detector import Detector, load_detector
-from zsad.finding import Finding
 from zsad.http.engine import Description, DetectorKey
 from zsad.report.ledger import config_hash
 from zsad.storage import open_store
@@ -31,7 +28,6 @@ class Loaded:
     description: Description
     num_bytes: int
     version: str
-    checked_s: float = field(default_factory=time.monotonic)
 
 
 class LoadedDetectors:
@@ -54,7 +50,11 @@ class LoadedDetectors:
             self._held.move_to_end(key)
         return self._held.get(key)
 
-    def keys(self) -> list[DetectorKey]:
+    def peek(self, key: DetectorKey) -> Loaded | None:
+        """The same, but it does not count."""
+        return self._held.get(key)
+
+    def names(self) -> list[DetectorKey]:
         """Those in memory, the longest unused first."""
         return list(self._held)
 
@@ -100,18 +100,6 @@ class LoadedDetectors:
             return ""
         listed = sorted((info.key, info.etag) for info in open_store(parsed.url).list() if "/" not in info.key)
         return sha256(repr(listed).encode()).hexdigest()
-
-
-def at_threshold(finding: Finding, threshold: float) -> Finding:
-    """`finding` judged at another threshold: below it there is no defect, so no type and no regions."""
-    if finding.score >= threshold:
-        return replace(finding, threshold=threshold)
-    return replace(finding, threshold=threshold, defect_type=None, defect_scores={}, regions=[])
-
-
-def is_usable(finding: Finding) -> bool:
-    """Whether the model gave numbers."""
-    return math.isfinite(finding.raw_score)
 
 
 def _description(key: DetectorKey, detector: Detector, tensors: bytes) -> Description:

@@ -97,11 +97,10 @@ class Problem(Exception):
             found["Connection"] = "close"
         return found
 
-    def response(self, request_id: str) -> JSONResponse:
-        """The whole answer."""
-        return JSONResponse(
-            self.body(request_id), status_code=self.status, headers=self.headers(), media_type=MEDIA_TYPE
-        )
+    def response(self, request_id: str, *, is_oip: bool = False) -> JSONResponse:
+        """The whole answer; clients of the Open Inference Protocol look for the member `error`."""
+        content = self.body(request_id) | ({"error": self.detail} if is_oip else {})
+        return JSONResponse(content, status_code=self.status, headers=self.headers(), media_type=MEDIA_TYPE)
 
 
 def _rebuilt(code: str, detail: str, retry_after_s: float | None) -> Problem:
