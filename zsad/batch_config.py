@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from zsad.images import DecodeLimits
 from zsad.partition import PartitionTemplate
 from zsad.report.manifest import ListingOptions
 from zsad.report.paths import check_run_id
+from zsad.report.since import LAST, parse_since
 from zsad.settings import parse_settings
 from zsad.storage import open_store
 
@@ -38,6 +40,10 @@ class BatchConfig:
         include: only keys that match one of these globs.
         exclude: no keys that match one of these globs.
         limit: at most this many images; 0: all.
+        manifest: list of the images to score instead of all under the input: Parquet, CSV, or an S3 Inventory's
+            manifest.json; empty: list the input.
+        since: score no images older than this that the last run does not have: a time as in 2026-03-01T22:00:00Z, or
+            "last" for when the last published run began; empty: all.
         partition: template of the key whose fields become columns, such as {line}/{camera}/{date}/.
         maps: which anomaly maps to keep as 16-bit PNG on the model's grid.
         rows_per_file: rows of a Parquet file of the published report.
@@ -49,6 +55,8 @@ class BatchConfig:
         tiles: tiles along each side of an image, which the model sees besides the whole; 1: none; 0: the bundle's.
         num_scorers: scorer processes; 0: one per GPU, or per CPU where there are no GPUs.
         num_gpus_per_scorer: GPUs each scorer holds.
+        scorer_memory_gib: a scorer whose own memory grows above this is ended and goes on with half of the batch; 0: no
+            limit.
         dry_run: count, check arguments and estimate, but write nothing.
         sweep: score nothing; delete files of the output that no published or resumable run refers to.
         restart: start anew instead of resuming an unfinished run.
@@ -67,6 +75,8 @@ class BatchConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     limit: int = 0
+    manifest: str = ""
+    since: str = ""
     partition: str = ""
     maps: Literal["none", "anomalous", "all"] = "anomalous"
     rows_per_file: int = 50_000
@@ -78,6 +88,7 @@ class BatchConfig:
     tiles: int = 0
     num_scorers: int = 0
     num_gpus_per_scorer: float = 0.0
+    scorer_memory_gib: float = 0.0
     dry_run: bool = False
     sweep: bool = False
     restart: bool = False
@@ -98,22 +109,33 @@ class BatchConfig:
         for name in ("batch_size", "rows_per_file"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
-        for name in ("limit", "size", "tiles", "num_scorers", "num_gpus_per_scorer"):
+        for name in ("limit", "size", "tiles", "num_scorers", "num_gpus_per_scorer", "scorer_memory_gib"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.defect_words:
             check_words(self.defect_words)
         self.method_settings()
+        self._check_since()
         template = self.template()
         for name in _WITH_FIELDS:
             check_reference(getattr(self, name), name, template)
         if self.run_id:
             check_run_id(self.run_id)
 
-    def listing(self, rows_per_shard: int = 1) -> ListingOptions:
-        """Which objects to list."""
-        limit = self.limit or None
-        return ListingOptions(include=self.include, exclude=self.exclude, limit=limit, rows_per_shard=rows_per_shard)
+    def _check_since(self) -> None:
+        parse_since(self.since)
+        if self.since == LAST and self.restart:
+            raise ConfigError("--since last needs the rows of the last run, which --restart drops; give a time")
+
+    def listing(self, rows_per_shard: int = 1, newer_than: datetime | None = None) -> ListingOptions:
+        """Which objects to list; `newer_than` is what `since` means for a run."""
+        return ListingOptions(
+            include=self.include,
+            exclude=self.exclude,
+            limit=self.limit or None,
+            newer_than=newer_than,
+            rows_per_shard=rows_per_shard,
+        )
 
     def method_settings(self) -> dict[str, Any]:
         """`settings` by name."""
@@ -174,4 +196,6 @@ def listing_fields(config: BatchConfig) -> dict[str, Any]:
         "include": list(config.include),
         "exclude": list(config.exclude),
         "limit": config.limit,
+        "manifest": config.manifest,
+        "since": config.since,
     }

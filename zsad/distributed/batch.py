@@ -26,21 +26,25 @@ from zsad import __version__
 from zsad.batch_config import BatchConfig, absolute, listing_fields, result_fields
 from zsad.detector_index import comparable, inherited
 from zsad.distributed.cluster import Resources, connect, is_submitted_job, zsad_cause
-from zsad.distributed.gallery import write_gallery
+from zsad.distributed.feed import ManifestFeed
+from zsad.distributed.finish import Scored, finish_run
 from zsad.distributed.plan import dry_run
 from zsad.distributed.prepare import settle_detectors
 from zsad.distributed.progress import Counts, ProgressReporter, Tally, over_budget
 from zsad.distributed.stages import Plan, ShardScorer, ShardSink, decode_block, partition_fields
+from zsad.distributed.store_watch import StoreWatch
 from zsad.errors import ConfigError, StorageError, TooManyBadImages
 from zsad.images import Preprocess
 from zsad.report import ledger, manifest, publish
-from zsad.report.carry import Carrier, load_carried
+from zsad.report.carry import Carrier
 from zsad.report.lease import Lease, acquire_lease, refuse_if_held
 from zsad.report.ledger import RunState
+from zsad.report.object_list import ObjectList
 from zsad.report.paths import new_run_id
 from zsad.report.registration import last_run, register_run
 from zsad.report.schema import report_schema
-from zsad.report.summary import RunSummary
+from zsad.report.since import since_moment
+from zsad.report.sweep import sweep
 from zsad.storage import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -61,9 +65,12 @@ def score_bucket(config: BatchConfig) -> None:
         StorageError, ModelError: if storage or the model fails.
         TooManyBadImages: above `max_error_share`; nothing was published.
     """
-    source, output = _check(config)
+    if config.sweep:
+        print(sweep(open_store(config.output), is_dry=config.dry_run))
+        return
+    source, lister, output = _check(config)
     if config.dry_run:
-        print(dry_run(config, source))
+        print(dry_run(config, source, lister))
         return
     if config.run_id and ledger.is_published(output, config.run_id):
         log.info("run %s is published already in %s; nothing to do", config.run_id, output.url)
@@ -73,56 +80,42 @@ def score_bucket(config: BatchConfig) -> None:
     started = time.monotonic()
     resources = connect()
     try:
-        _run(config, source, output, resources, started)
+        _run(config, source, lister, output, resources, started)
     except ray.exceptions.RayError as error:
         raise zsad_cause(error) or error from error
 
 
-def _run(config: BatchConfig, source: Store, output: Store, resources: Resources, started: float) -> None:
+def _run(
+    config: BatchConfig, source: Store, lister: manifest.Lister, output: Store, resources: Resources, started: float
+) -> None:
     count_scorers(config, resources)
-    settled = settle_detectors(config, source, output)
+    settled = settle_detectors(config, lister, output)
     state, lease = open_run(config, output, settled.index.fingerprints())
     with lease:
         settled.write(output, state.run_id)
         plan = Plan(config=config, run_id=state.run_id, config_hash=state.config_hash, fence=lease.number)
-        listed = list_objects(plan, state, shard_rows(config, plan.detectors.largest()), lease)
-        log.info("run %s: %d images to score in %d shards", state.run_id, listed.num_objects, listed.num_shards)
-        num_scored, seconds = score_shards(plan, listed, resources, lease)
-        lease.check()
-        published = publish.publish_run(
-            output,
-            state.run_id,
-            num_shards=listed.num_shards,
-            config_hash=state.config_hash,
-            partition_fields=partition_fields(config),
-            carried=load_carried(output, state.run_id),
+        watch, rows = StoreWatch(), shard_rows(config, plan.detectors.largest())
+        with ManifestFeed(partial(list_objects, plan, state, lister, rows, lease), rows) as feed:
+            counts, num_resumed, seconds = score_shards(plan, feed, resources, lease, watch)
+        listed = feed.summary()
+        scored = Scored(
+            num_scored=counts.rows - num_resumed, num_resumed=num_resumed, scoring_seconds=seconds, started=started
         )
-        summary = RunSummary(
-            run_id=state.run_id,
-            input_url=config.input,
-            output_url=output.url,
-            detector=config.detector,
-            started_at=state.started_at,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            scoring_seconds=seconds,
-            total_seconds=time.monotonic() - started,
-            num_scored=num_scored,
-            num_carried=listed.num_carried,
-            totals=published.totals,
-        )
-        selection, gallery_uri = write_gallery(plan, summary)
-    print(summary.table(selection.counts, gallery_uri))
+        print(finish_run(plan, state, listed, scored, lease, watch))
 
 
-def _check(config: BatchConfig) -> tuple[Store, Store]:
+def _check(config: BatchConfig) -> tuple[Store, manifest.Lister, Store]:
     """Find everything wrong with the arguments that can be found without a cluster; writes only a probe.
+
+    Returns:
+        The images, what lists them, and the report.
 
     Raises:
         ConfigError: saying which argument, and what to give instead.
         StorageError: if the input can't be listed or the output not be written.
     """
     if is_submitted_job():
-        for name in ("input", "output", "normals", "prompts"):
+        for name in ("input", "output", "normals", "prompts", "delta", "manifest"):
             url = getattr(config, name)
             if url and not absolute(url):
                 raise ConfigError(
@@ -132,13 +125,16 @@ def _check(config: BatchConfig) -> tuple[Store, Store]:
     source, output = open_store(config.input), open_store(config.output)
     if source.contains(output):
         raise ConfigError(f"the output {output.url} lies inside the input {source.url}; choose one outside")
-    if next(manifest.iter_listing(source, config.listing()), None) is None:
+    lister = ObjectList(config.manifest, source) if config.manifest else source
+    if next(manifest.iter_listing(lister, config.listing()), None) is None:
         chosen = " that --include and --exclude leave" if config.include or config.exclude else ""
-        raise ConfigError(f"there are no objects under {source.url}{chosen}; check --input")
+        listed = f"in the list {lister.url}; check --manifest" if config.manifest else "there; check --input"
+        raise ConfigError(f"there are no objects under {source.url}{chosen} {listed}")
+    since_moment(config.since, output, ledger.latest_published(output) if config.since else None)
     report_schema(partition_fields(config))
     if not config.dry_run:
         output.check_writable()
-    return source, output
+    return source, lister, output
 
 
 def open_run(config: BatchConfig, output: Store, fingerprint: str | dict[str, str | None]) -> tuple[RunState, Lease]:
@@ -204,16 +200,28 @@ def _same_settings(output: Store, run_id: str, wanted: RunState, what: str) -> R
     return state
 
 
-def list_objects(plan: Plan, state: RunState, rows_per_shard: int, lease: Lease) -> manifest.ManifestSummary:
-    """The run's manifest: as it is, or made now, leaving out objects whose rows in the previous run stay valid."""
+def list_objects(
+    plan: Plan,
+    state: RunState,
+    lister: manifest.Lister,
+    rows_per_shard: int,
+    lease: Lease,
+    announce: Callable[[int], None],
+) -> manifest.ManifestSummary:
+    """The run's manifest: as it is, or made now, leaving out objects whose rows in the previous run stay valid.
+
+    `announce` is told the number of shards that can be scored, as they come.
+    """
     output = plan.output
     listed = manifest.load_manifest_summary(output, state.run_id)
     if listed is not None:
         return listed
     previous = publish.load_run_manifest(output, state.previous_run_id) if state.previous_run_id else None
-    carrier = Carrier(output, previous) if previous else None
-    options = plan.config.listing(rows_per_shard)
-    return manifest.write_manifest(plan.source, output, state.run_id, options, carrier=carrier, guard=lease.check)
+    carrier = Carrier(output, previous, rows_per_file=plan.config.rows_per_file) if previous else None
+    options = plan.config.listing(rows_per_shard, since_moment(plan.config.since, output, state.previous_run_id))
+    return manifest.write_manifest(
+        lister, output, state.run_id, options, carrier=carrier, guard=lease.check, announce=announce
+    )
 
 
 def shard_rows(config: BatchConfig, preprocess: Preprocess) -> int:
@@ -229,25 +237,33 @@ def shard_rows(config: BatchConfig, preprocess: Preprocess) -> int:
     return max(1, min(most, fit) // config.batch_size) * config.batch_size
 
 
-def score_shards(plan: Plan, listed: manifest.ManifestSummary, resources: Resources, lease: Lease) -> tuple[int, float]:
-    """Score and commit every shard that has no record yet; returns the number of rows and the seconds that took.
+def score_shards(
+    plan: Plan, feed: ManifestFeed, resources: Resources, lease: Lease, watch: StoreWatch
+) -> tuple[Counts, int, float]:
+    """Score and commit every shard that has no record yet; returns all counts, rows from before, and seconds.
 
     Raises:
         TooManyBadImages: if the error budget is spent; `partial.json` is written.
+        StorageError, ConfigError: if the listing fails.
     """
     records = ledger.load_shard_records(plan.output, plan.run_id)
     start = Counts(*(sum(getattr(r, name) for r in records) for name in ("rows", "errors", "anomalies")))
     done = {record.shard for record in records}
-    pending = [shard for shard in range(listed.num_shards) if shard not in done]
     tally = Tally.remote(start, plan.config.max_error_share)
     began = time.monotonic()
-    if pending:
-        with ProgressReporter(tally, start, listed.num_objects, lease.check):
+
+    def check() -> None:
+        lease.check()
+        feed.check()
+
+    with ProgressReporter(tally, start, feed.num_listed_rows, check, watch):
+        while wave := feed.take():
+            pending = [shard for shard in wave if shard not in done]
+            log.info("run %s: %d shards listed, %d of them to score now", plan.run_id, wave.stop, len(pending))
             try:
-                pipeline(plan, pending, resources).write_datasink(
-                    ShardSink(plan, tally), ray_remote_args={"num_cpus": 0.1}
-                )
+                _score_wave(plan, pending, resources, tally)
             except Exception as error:
+                check()  # a lost lease or a failed listing stops the sinks too, and is what went wrong
                 cause = zsad_cause(error)
                 if isinstance(cause, TooManyBadImages):
                     _give_up(plan, str(cause))
@@ -256,7 +272,13 @@ def score_shards(plan: Plan, listed: manifest.ManifestSummary, resources: Resour
     if reason := over_budget(counts, plan.config.max_error_share):
         _give_up(plan, reason)
         raise TooManyBadImages(reason)
-    return counts.rows - start.rows, time.monotonic() - began
+    return counts, start.rows, time.monotonic() - began
+
+
+def _score_wave(plan: Plan, pending: list[int], resources: Resources, tally: Any) -> None:
+    if pending:
+        sink = ShardSink(plan, tally)
+        pipeline(plan, pending, resources).write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
 
 
 def _give_up(plan: Plan, reason: str) -> None:

@@ -17,7 +17,8 @@ from zsad.bundle import BundleRef, parse_ref, read_config
 from zsad.decode_child import DecodeChild
 from zsad.detector_index import list_values
 from zsad.errors import ConfigError, ModelError
-from zsad.report.manifest import iter_listing, summarise_listing
+from zsad.report.manifest import Lister, iter_listing, summarise_listing
+from zsad.report.since import parse_since
 from zsad.scoring import decode_objects
 from zsad.storage import ObjectInfo, Store
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 _SHOWN = 5
 
 
-def dry_run(config: BatchConfig, source: Store) -> str:
-    """The plan as text.
+def dry_run(config: BatchConfig, source: Store, lister: Lister) -> str:
+    """The plan as text; `lister` knows the objects, `source` has them.
 
     Raises:
         ConfigError, ModelError, StorageError: what the run itself would raise for input, output and detector; `normals`
@@ -36,9 +37,9 @@ def dry_run(config: BatchConfig, source: Store) -> str:
     """
     from zsad.detector import load_detector
 
-    listed = summarise_listing(source, config.listing())
+    listed = summarise_listing(lister, config.listing(newer_than=parse_since(config.since)))
     ref = config.detector
-    products, config = _first_product(config, source) if config.detector_fields else ("", config)
+    products, config = _first_product(config, lister) if config.detector_fields else ("", config)
     detector = load_detector(
         config.detector,
         object_name=config.object or None,
@@ -49,7 +50,7 @@ def dry_run(config: BatchConfig, source: Store) -> str:
         size=config.size or None,
         tiles=config.tiles or None,
     )
-    sample = list(islice(iter_listing(source, config.listing()), config.batch_size))
+    sample = list(islice(iter_listing(lister, config.listing()), config.batch_size))
     num_bad, seconds_each = _measure(detector, source, sample, config)
     seen = detector.config.preprocess
     tiles = f", {seen.tiles_per_side} x {seen.tiles_per_side} tiles and the whole" if seen.tiling else ""
@@ -65,7 +66,7 @@ def dry_run(config: BatchConfig, source: Store) -> str:
     return "\n".join(f"{name:<10} {value}" for name, value in lines if value)
 
 
-def _first_product(config: BatchConfig, source: Store) -> tuple[str, BatchConfig]:
+def _first_product(config: BatchConfig, lister: Lister) -> tuple[str, BatchConfig]:
     """How many products there are, and what would be asked for to score the first that has a detector.
 
     Raises:
@@ -74,7 +75,7 @@ def _first_product(config: BatchConfig, source: Store) -> tuple[str, BatchConfig
     template, names = config.template(), config.detector_fields
     assert template is not None  # noqa: S101 - fields come from it; for the type checker
     found, missing = [], []
-    for values in list_values(source, template, names, config.listing()):
+    for values in list_values(lister, template, names, config.listing()):
         try:
             asked = config.of(dict(zip(names, values, strict=True)))
             ref = parse_ref(asked.detector)

@@ -16,6 +16,8 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from zsad.distributed.store_watch import StoreWatch
+
 log = logging.getLogger(__name__)
 
 CHECK_EVERY_ROWS = 1000
@@ -72,7 +74,10 @@ def over_budget(counts: Counts, max_error_share: float) -> str:
 class ProgressReporter:
     """Context manager that shows a tally until it ends."""
 
-    def __init__(self, tally: Any, start: Counts, total: int, check: Callable[[], None]) -> None:
+    def __init__(
+        self, tally: Any, start: Counts, total: Callable[[], int], check: Callable[[], None], watch: StoreWatch
+    ) -> None:
+        self._watch = watch
         self._tally = tally
         self._start = start
         self._total = total
@@ -91,14 +96,16 @@ class ProgressReporter:
     def _show(self) -> None:
         is_terminal = sys.stderr.isatty()
         began = logged = time.monotonic()
-        with tqdm(total=self._total, initial=self._start.rows, unit="img", disable=not is_terminal) as bar:
+        with tqdm(total=self._total(), initial=self._start.rows, unit="img", disable=not is_terminal) as bar:
             while not self._stop.wait(1.0):
                 counts = self._read()
+                self._watch.sample()
+                bar.total = total = self._total()
                 bar.set_postfix({"anomalies": counts.anomalies, "errors": counts.errors}, refresh=False)
                 bar.update(counts.rows - bar.n)
                 if not is_terminal and time.monotonic() - logged >= LOG_EVERY_S:
                     logged = time.monotonic()
-                    log.info("%s", describe(counts, self._start, self._total, logged - began))
+                    log.info("%s", describe(counts, self._start, total, logged - began))
 
     def _read(self) -> Counts:
         try:

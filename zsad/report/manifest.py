@@ -22,6 +22,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zsad import failpoints
 from zsad.errors import CommitConflict, ConfigError, ErrorCode, StorageError
 from zsad.report.carry import Carrier, Found
 from zsad.report.ledger import canonical_json, read_json
@@ -113,6 +114,11 @@ class _Progress:
     def num_shards(self) -> int:
         """Shards of the files so far, the last of which may be short."""
         return -(-self.num_objects // self.rows_per_shard)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the last file is not full, so that the listing had ended; what came later is for the next run."""
+        return self.num_objects % (self.rows_per_shard * SHARDS_PER_FILE) != 0
 
     def summary(self) -> ManifestSummary:
         names = ("num_shards", "num_objects", "num_bytes", "num_carried", "num_older")
@@ -207,7 +213,8 @@ def write_manifest(
     guard()
     if carrier is not None:
         carrier.save(output, run_id)
-    output.put_if_absent(run_key(run_id, "manifest/_DONE.json"), canonical_json(asdict(progress.summary())))
+    with failpoints.around("listing"):
+        output.put_if_absent(run_key(run_id, "manifest/_DONE.json"), canonical_json(asdict(progress.summary())))
     return progress.summary()
 
 
@@ -218,7 +225,7 @@ def _kept(
 
     Nothing is looked at between the last row of a full file and its writing, so that the two agree.
     """
-    if progress.num_objects + progress.num_carried == options.limit:
+    if progress.is_closed or progress.num_objects + progress.num_carried == options.limit:
         return
     for info in _matching(source, options, progress.last_key):
         progress.last_key = info.key

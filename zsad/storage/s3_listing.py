@@ -11,6 +11,7 @@ chain once the look-ahead is full: a flat folder of 10^8 keys has nothing to cut
 """
 
 import json
+import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from itertools import islice
 from queue import Empty, Full, Queue
 from threading import Event
 
+from zsad.errors import StorageError
 from zsad.storage.base import ObjectInfo
 
 SEQUENTIAL_PAGES = 10
@@ -31,6 +33,7 @@ MAX_RANGES = 1024
 _MAX_LEVEL = 64
 _MAX_CHILDREN = 1000
 _POLL_S = 0.1
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,11 @@ def list_in_order(pages: Pages, folders: Folders, prefix: str, after: str) -> It
             break
     else:
         return
-    points = split_points(folders, prefix, after)
+    try:
+        points = split_points(folders, prefix, after)
+    except StorageError as error:
+        _LOG.warning("listing goes on with one thread, since its folders can't be found: %s", error)
+        points = []
     if points:
         yield from _ranges_in_order(pages, [after, *points])
     else:
