@@ -8,15 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-all lint bench clean setup requirements
+.PHONY: demo test test-all lint bench clean setup requirements browser
 
 demo: $(VENV)/.done
 	$(BIN)/python jobs/demo.py --folder $(DEMO)
 
-test: $(VENV)/.done .venv-s3/.done
+test: $(VENV)/.done .venv-s3/.done .venv-llm/.done browser
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.done .venv-s3/.done
+test-all: $(VENV)/.done .venv-s3/.done .venv-llm/.done browser
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.done
@@ -27,7 +27,7 @@ lint: $(VENV)/.done
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/throughput.py
 
-setup: $(VENV)/.done .venv-s3/.done
+setup: $(VENV)/.done .venv-s3/.done .venv-llm/.done
 
 $(BIN)/uv:
 	$(shell command -v $(PYTHON) || echo python3) -m venv $(VENV)
@@ -44,9 +44,28 @@ $(VENV)/.done: requirements.txt pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --only-binary :all: --python .venv-s3/bin/python -r requirements-s3.txt
 	touch $@
 
+# The language model lives in an environment of its own, because vLLM pins torch. Where there is a local CPU wheel of
+# torch it is taken; elsewhere torch brings its CUDA libraries, which the list therefore leaves out.
+LLM_UV := $(BIN)/uv --config-file tests/llm/uv.toml
+.venv-llm/.done: requirements-llm.txt tests/llm/uv.toml | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-llm
+	$(LLM_UV) pip install --quiet --only-binary :all: --python .venv-llm/bin/python -r requirements-llm.txt
+	$(BIN)/uv pip install --quiet --python .venv-llm/bin/python --no-deps --editable .
+	touch $@
+
+# The page's tests drive Debian's chromium. Without root or apt they are skipped, with a reason; see ZSAD_REQUIRE_BROWSER.
+browser:
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get install -y -qq --no-install-recommends chromium || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }; } >/dev/null 2>&1 \
+		|| echo "chromium can't be installed; tests of the web page will be skipped"; fi
+
 requirements: | $(BIN)/uv
 	$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-header \
 		pyproject.toml --extra test --output-file requirements.txt
+	env -u UV_FIND_LINKS $(LLM_UV) pip compile --quiet --upgrade --python-version 3.11 --no-emit-index-url --no-header \
+		--annotation-style line tests/llm/requirements.in | grep -vE '^(nvidia|cuda)-' > requirements-llm.new
+	mv requirements-llm.new requirements-llm.txt
 
 clean:
-	rm -rf $(VENV) .venv-s3 $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-s3 .venv-llm $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
