@@ -19,6 +19,7 @@ from zsad.backbone import Backbone, vision
 from zsad.backbone.load import Loaded, build
 from zsad.backbone.prompted_text import word_vectors
 from zsad.learn import faprompt as learn
+from zsad.learn.step import take_step
 from zsad.methods import faprompt
 from zsad.methods.maps import published_map
 
@@ -205,9 +206,12 @@ def step(golden):
         masks_BHW=golden.arrays["mask"],
         is_bad_B=golden.arrays["label"] == 1,
     )
-    terms = learn.loss_terms(encoder, leaves, batch)
-    learn.total(terms).backward()
-    return SimpleNamespace(expected=expected, terms=terms, leaves=leaves)
+    with torch.no_grad():
+        terms = learn.loss_terms(encoder, leaves, batch)
+    learner = learn.FAPromptLearner(encoder, leaves, learn.make_optimiser(leaves))
+    before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    reported = take_step(learner, batch)  # as the trainer calls it, for one worker with the whole batch
+    return SimpleNamespace(expected=expected, terms=terms, leaves=leaves, before=before, reported=reported)
 
 
 LOSSES = {
@@ -232,6 +236,22 @@ def test_loss_terms(step, name):
 def test_total_loss(step):
     assert set(step.terms) == set(LOSSES.values())
     same(learn.total(step.terms).detach(), step.expected["loss_total"], relative=1e-4)
+
+
+def test_the_trainer_reports_weighted_terms_that_sum_to_the_total(step):
+    assert sum(step.reported.values()) == pytest.approx(float(step.expected["loss_total"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["normal_context", "prior.linear1.weight", "prior.linear2.bias"])
+def test_parameters_after_the_optimiser_step(step, name):
+    """Adam's first step by hand: each number moves by rate * g / (|g| + 1e-8), moments cancelling their corrections."""
+    gradients = {"normal_context": step.expected["grad.ctx_pos"][0, 0]}
+    gradients |= {own: step.expected[f"grad.{theirs}"] for theirs, own in OWN_NAMES.items()}
+    gradient = torch.as_tensor(gradients[name])
+    moved = step.leaves[name].detach() - step.before[name]
+    expected = -learn.LEARNING_RATE * gradient / (gradient.abs() + 1e-8)
+    clear = gradient.abs() > 1e-4 * gradient.abs().max()  # of smaller ones the sign itself is rounding
+    torch.testing.assert_close(moved[clear], expected[clear], rtol=0, atol=1e-2 * learn.LEARNING_RATE)
 
 
 def test_gradients(step):

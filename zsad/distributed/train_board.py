@@ -9,12 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from tqdm import tqdm
 
-from zsad.distributed.train_plan import Plan
+if TYPE_CHECKING:
+    from zsad.distributed.train_plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Standing:
     steps: int = 0
     terms: dict[str, float] = field(default_factory=dict)
 
-    def line(self, plan: Plan) -> str:
+    def line(self, plan: "Plan") -> str:
         """In words."""
         if not self.step:
             return f"{self.images:,} of {plan.num_images:,} images prepared"
@@ -70,7 +71,7 @@ class Board:
 
 
 @contextmanager
-def shown(board: Any, plan: Plan) -> Iterator[None]:
+def shown(board: Any, plan: "Plan") -> Iterator[None]:
     """Show the board while the body runs."""
     over = threading.Event()
     thread = threading.Thread(target=_show, args=(board, plan, over), daemon=True)
@@ -82,7 +83,7 @@ def shown(board: Any, plan: Plan) -> Iterator[None]:
         thread.join()
 
 
-def _show(board: Any, plan: Plan, over: threading.Event) -> None:
+def _show(board: Any, plan: "Plan", over: threading.Event) -> None:
     is_terminal = sys.stderr.isatty()
     last = ""
     with tqdm(total=plan.config.num_epochs, unit="epoch", disable=not is_terminal) as bar:

@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 
 from zsad.bundle import CONFIG_FILE
-from zsad.errors import ConfigError
+from zsad.errors import ConfigError, StorageError
 from zsad.images import Preprocess
-from zsad.learn.epochs import Schedule
 from zsad.learn.examples import Form
+from zsad.learn.order import Schedule
 from zsad.learn.prepare import SHARD_ROWS
 from zsad.report.ledger import diff_fields
 from zsad.storage import Store
@@ -136,8 +136,6 @@ def forget(config: TrainConfig) -> None:
 
 
 def _listed(store: Store, prefix: str) -> list[str]:
-    from zsad.errors import StorageError
-
     try:
         return [info.key for info in store.list(prefix)]
     except StorageError as error:

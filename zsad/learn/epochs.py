@@ -20,29 +20,12 @@ from zsad.errors import ConfigError, TooManyBadImages
 from zsad.learn import checkpoints
 from zsad.learn.checkpoints import EpochRecord, State
 from zsad.learn.examples import Example, Fact, Shards
-from zsad.learn.order import batches, epoch_order, held_out, part_of
+from zsad.learn.order import Schedule, batches, epoch_order, held_out, part_of
 from zsad.learn.recipes import Recipe
 from zsad.learn.step import Reduce, alone, reduced_terms, take_step
 from zsad.storage import Store
 
 _READERS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """How long and in which order to learn.
-
-    Attributes:
-        epochs: in all.
-        batch_size: images of a global batch, whatever the number of workers.
-        seed: of the order and of the split.
-        validation: share of each kind of image, normal and anomalous, that is only looked at after every epoch.
-    """
-
-    epochs: int
-    batch_size: int
-    seed: int
-    validation: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

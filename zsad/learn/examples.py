@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 from numpy.typing import NDArray
 
 from zsad.datasets.labelled import GOOD, UNNAMED, as_word
+from zsad.errors import StorageError
 from zsad.evaluation.truth import pack, unpack
 from zsad.storage import Store
 
@@ -157,10 +159,14 @@ class Shards:
         self._lock = Lock()
 
     def facts(self, shard: int) -> list[Fact]:
-        """Of every row of a shard, data unread where storage allows."""
+        """Of every row of a shard, data unread where storage allows.
+
+        Raises:
+            StorageError: if it can't be read.
+        """
         found = []
         options = pa.ipc.IpcReadOptions(included_fields=[_EXAMPLE_SCHEMA.get_field_index(name) for name in _FACTS])
-        file = pa.ipc.open_file(_opened(self._store, shard_key(shard)), options=options)
+        file = _opened(self._store, shard_key(shard), options)
         for number in range(file.num_record_batches):
             row = file.get_batch(number).to_pylist()[0]
             error = f"{row['error_message']} ({row['error_code']})" if row["error_code"] else ""
@@ -188,7 +194,7 @@ class Shards:
     def _row(self, fact: Fact) -> Any:
         with self._lock:
             if fact.shard not in self._files:
-                self._files[fact.shard] = pa.ipc.open_file(_opened(self._store, shard_key(fact.shard))), Lock()
+                self._files[fact.shard] = _opened(self._store, shard_key(fact.shard)), Lock()
             file, lock = self._files[fact.shard]
         with lock:  # a reader is not made for several threads; those of different shards read at once
             return file.get_batch(fact.row)
@@ -199,8 +205,13 @@ def shard_key(shard: int) -> str:
     return f"{shard:06d}.arrow"
 
 
-def _opened(store: Store, key: str) -> Any:
+def _opened(store: Store, key: str, options: Any = None) -> Any:
     filesystem, root = store.arrow_filesystem()
-    if isinstance(filesystem, pa.fs.LocalFileSystem):
-        return pa.memory_map(f"{root}/{key}")
-    return filesystem.open_input_file(f"{root}/{key}")
+    try:
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            return pa.ipc.open_file(pa.memory_map(f"{root}/{key}"), options=options)
+        return pa.ipc.open_file(filesystem.open_input_file(f"{root}/{key}"), options=options)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StorageError(
+            f"the rows in {store.uri(key)} can't be read ({error}); --restart makes them anew"
+        ) from error

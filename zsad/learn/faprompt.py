@@ -15,6 +15,7 @@ Source: FAPrompt (arXiv 2410.10289), losses, weights and optimiser as in its rel
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from zsad.backbone import Backbone
 from zsad.learn.losses import FOCUS, dice_loss, focal_loss
+from zsad.learn.step import take_step
 from zsad.methods.faprompt import FAPromptConfig, PromptEncoder, run_passes
 
 WEIGHTS = {
@@ -82,21 +84,41 @@ def make_optimiser(tensors: Mapping[str, Tensor], learning_rate: float = LEARNIN
     return torch.optim.Adam(tensors.values(), lr=learning_rate, betas=BETAS)
 
 
+@dataclass(frozen=True, slots=True)
 class FAPromptLearner:
     """Learned tensors and their optimiser, for `zsad.learn.step.take_step`."""
 
-    names = tuple(WEIGHTS)
+    encoder: PromptEncoder
+    tensors: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
 
-    def __init__(
-        self, encoder: PromptEncoder, tensors: Mapping[str, Tensor], *, learning_rate: float = LEARNING_RATE
-    ) -> None:
-        self.encoder = encoder
-        self.tensors = trainable(tensors)
-        self.optimiser = make_optimiser(self.tensors, learning_rate)
+    @classmethod
+    def start(
+        cls, encoder: PromptEncoder, tensors: Mapping[str, Tensor], *, learning_rate: float = LEARNING_RATE
+    ) -> Self:
+        """A learner of copies of `tensors`."""
+        leaves = trainable(tensors)
+        return cls(encoder, leaves, make_optimiser(leaves, learning_rate))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the loss terms."""
+        return tuple(WEIGHTS)
 
     def terms(self, batch: Batch, share: float) -> dict[str, Tensor]:
         """See `Learner.terms`."""
         return weighted(loss_terms(self.encoder, self.tensors, batch), share)
+
+
+def train_step(
+    encoder: PromptEncoder, tensors: dict[str, Tensor], optimiser: torch.optim.Optimizer, batch: Batch
+) -> dict[str, float]:
+    """One optimiser step of a single worker on `tensors` in place; returns the loss terms, weights applied.
+
+    Raises:
+        ModelError: if a term is not finite.
+    """
+    return take_step(FAPromptLearner(encoder, tensors, optimiser), batch)
 
 
 def weighted(terms: Mapping[str, Tensor], share: float = 1.0) -> dict[str, Tensor]:

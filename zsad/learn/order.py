@@ -6,9 +6,27 @@ Cost: 8 bytes an image on every worker: 8 MB for a million.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long and in which order to learn.
+
+    Attributes:
+        epochs: in all.
+        batch_size: images of a global batch, whatever the number of workers.
+        seed: of the order and of the split.
+        validation: share of each kind of image, normal and anomalous, that is only looked at after every epoch.
+    """
+
+    epochs: int
+    batch_size: int
+    seed: int
+    validation: float
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

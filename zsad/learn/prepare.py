@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,12 @@ from zsad.errors import ConfigError
 from zsad.evaluation.truth import MASK, TRUTH_SCHEMA, decode_truth, decoded_schema, pack, truth_table, unpack
 from zsad.images import Preprocess
 from zsad.learn.examples import Form
-from zsad.learn.recipes import FAPromptRecipe, Recipe
 from zsad.learn.styles import TRAINED_DEFECTS, training_styles
 from zsad.scoring import PIXELS
 from zsad.train_config import SYNTHETIC, TrainConfig
+
+if TYPE_CHECKING:
+    from zsad.learn.recipes import FAPromptRecipe, Recipe
 
 SHARD_ROWS = 32
 DRAWN_SEED = 30_000
@@ -114,7 +116,7 @@ def _drawn(styles: SyntheticConfig, seed: int, listed: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=decoded_schema(styles.size))
 
 
-def rows_of(recipe: Recipe, form: Form, decoded: pa.Table) -> list[dict[str, Any]]:
+def rows_of(recipe: "Recipe", form: Form, decoded: pa.Table) -> list[dict[str, Any]]:
     """What `write_shard` takes: decoded rows with their arrays, features where the form asks for them.
 
     The image tower runs here, once over each usable image.
@@ -134,12 +136,11 @@ def rows_of(recipe: Recipe, form: Form, decoded: pa.Table) -> list[dict[str, Any
         row["pixels_SSC"] = flat.reshape(form.size, form.size, 3)
         usable.append(row)
     if form.kept != "pixels" and usable:
-        assert isinstance(recipe, FAPromptRecipe)  # noqa: S101 - the only one with such rows; for the type checker
-        _add_features(recipe, usable)
+        _add_features(cast("FAPromptRecipe", recipe), usable)  # the only one with such rows
     return rows
 
 
-def _add_features(recipe: FAPromptRecipe, rows: Sequence[dict[str, Any]]) -> None:
+def _add_features(recipe: "FAPromptRecipe", rows: Sequence[dict[str, Any]]) -> None:
     image_BD, patches_BPD = recipe.features(np.stack([row["pixels_SSC"] for row in rows]))
     for row, image_D, patches_PD in zip(rows, image_BD.cpu().numpy(), patches_BPD.cpu().numpy(), strict=True):
         row["image_D"], row["patches_PD"] = image_D, patches_PD

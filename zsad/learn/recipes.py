@@ -36,7 +36,7 @@ class FAPromptRecipe:
         self._backbone = backbone
         tensors = initial_tensors(self.config, backbone, seed)
         encoder = PromptEncoder(self.config, backbone)
-        self.learner: Learner = faprompt.FAPromptLearner(encoder, tensors, learning_rate=learning_rate)
+        self.learner: Learner = faprompt.FAPromptLearner.start(encoder, tensors, learning_rate=learning_rate)
 
     def form(self, size: int, kept: Kept) -> Form:
         """Rows of images of `size` px."""

@@ -1,0 +1,167 @@
+"""Trainings from masks on a real Ray, over a tiny random backbone; one small one over nano."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from batch_runs import REPOSITORY
+from training_runs import SIDE_PX, config_for, learned_in, save, training_workers, write_backbone, write_labelled
+
+from zsad.detector import load_detector
+from zsad.distributed.train_prompts import train_prompts
+from zsad.errors import ConfigError, ModelError, TooManyBadImages
+from zsad.learn import checkpoints
+from zsad.storage import open_store
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+DEADLINE_S = 240
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of a backbone and of a data set."""
+    folder = tmp_path_factory.mktemp("training")
+    return write_backbone(folder / "backbone"), write_labelled(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def one_worker(local_ray, places, tmp_path_factory):
+    """The output of a training by one worker; read only."""
+    output = tmp_path_factory.mktemp("one") / "bundle"
+    train_prompts(config_for(*places, output))
+    return output
+
+
+def state_in(output):
+    return checkpoints.newest(open_store(str(output / "_training" / "checkpoints")))
+
+
+def test_two_workers_learn_what_one_does(places, one_worker, tmp_path):
+    """Twenty steps; the last batch of each epoch has one image, so one of the workers has none."""
+    train_prompts(config_for(*places, tmp_path / "bundle", num_workers=2))
+    one, two = state_in(one_worker), state_in(tmp_path / "bundle")
+    assert [len(record.steps) for record in two.history] == [10, 10]
+    expected, found = learned_in(one_worker), learned_in(tmp_path / "bundle")
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
+    for before, after in zip(one.history, two.history, strict=True):
+        assert sum(after.validation.values()) == pytest.approx(sum(before.validation.values()), abs=1e-4)
+
+
+def test_the_bundle_is_calibrated_and_says_where_it_came_from(one_worker):
+    detector = load_detector(str(one_worker), device="cpu")
+    stored = detector.config
+    assert stored.method == "faprompt"
+    assert stored.calibration.source == "8 procedural normal images"
+    assert stored.provenance["epoch"] in (1, 2)
+    assert stored.provenance["data"].startswith("mvtec:")
+    finding = detector.inspect([np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)])[0]
+    assert 0 < finding.score < 1
+
+
+def test_curves_and_event_files_lie_beside_it(one_worker):
+    page = (one_worker / "training.html").read_text()
+    assert page.count("<polyline") == 2 * 11  # the total and ten terms, training and validation
+    assert "<script" not in page
+    events = sorted(path.name for path in (one_worker / "_training" / "tensorboard").iterdir())
+    assert len(events) == 2
+    assert all("tfevents" in name for name in events)
+
+
+def test_an_output_that_holds_something_is_not_written_over(places, one_worker):
+    with pytest.raises(ConfigError, match="holds a detector bundle already"):
+        train_prompts(config_for(*places, one_worker))
+
+
+def test_going_on_with_other_settings_is_refused_by_name(places, one_worker):
+    with pytest.raises(ConfigError, match="another learning_rate"):
+        train_prompts(config_for(*places, one_worker, resume=True, learning_rate=0.5))
+
+
+def test_a_mask_of_another_size_is_named_and_gives_no_bundle(places, tmp_path):
+    data = write_labelled(tmp_path / "data")
+    mask = data / "bolt" / "ground_truth" / "scratch" / "03_mask.png"
+    save(mask, np.full((8, 8), 255, np.uint8))
+    with pytest.raises(TooManyBadImages, match=r"bolt/test/scratch/03\.png: mask .*03_mask\.png has 8 x 8 px"):
+        train_prompts(config_for(places[0], data, tmp_path / "bundle", num_workers=2))
+    assert not (tmp_path / "bundle" / "detector.json").exists()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_training_at_once(places, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match="not finite"):
+        train_prompts(config_for(*places, tmp_path / "bundle", method="dapo", learning_rate=0.99, epochs=200))
+    assert time.monotonic() - started < DEADLINE_S
+    assert not (tmp_path / "bundle" / "detector.json").exists()
+
+
+@pytest.mark.slow
+def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, tmp_path):
+    config = config_for(*places, tmp_path / "whole", num_workers=2, epochs=40, keep="last")
+    train_prompts(config)
+    killed = []
+
+    def kill():
+        killed.append(when_epochs_are_done(tmp_path / "bundle", 3))
+        os.kill(training_workers()[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    train_prompts(replace(config, output=str(tmp_path / "bundle")))
+    killer.join()
+    assert 3 <= killed[0] < 40
+    for name, tensor in learned_in(tmp_path / "whole").items():
+        torch.testing.assert_close(learned_in(tmp_path / "bundle")[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_training_whose_driver_is_killed_goes_on(places, local_ray, tmp_path):
+    config = config_for(*places, tmp_path / "bundle", epochs=40, keep="last")
+    flags = [f"--{name}={getattr(config, name)}" for name in ("method", "dataset", "output", "backbone", "keep")]
+    flags += ["--epochs=40", "--batch-size=2", "--calibration-images=8"]
+    job = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "jobs" / "train_prompts.py"), *flags], env={**os.environ, **local_ray.env}
+    )
+    assert 2 <= when_epochs_are_done(tmp_path / "bundle", 2) < 40
+    job.kill()
+    job.wait()
+    with pytest.raises(ConfigError, match="--resume goes on"):
+        train_prompts(config)
+    train_prompts(replace(config, resume=True, num_workers=2))
+    train_prompts(replace(config, output=str(tmp_path / "whole")))
+    for name, tensor in learned_in(tmp_path / "whole").items():
+        torch.testing.assert_close(learned_in(tmp_path / "bundle")[name], tensor, atol=1e-4, rtol=0)
+
+
+def when_epochs_are_done(output, epochs):
+    """Wait until a training has that many epochs done; returns how many it has."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        found = sorted((output / "_training" / "checkpoints").glob("epoch-*.json"))
+        if found and int(found[-1].stem.removeprefix("epoch-")) >= epochs:
+            return json.loads(found[-1].read_text())["epochs"]
+        time.sleep(0.02)
+    raise AssertionError(f"no {epochs} epochs within {DEADLINE_S} s")
+
+
+@pytest.mark.slow
+def test_dapo_and_features_in_half_precision_over_nano_through_the_scorer(tmp_path, places):
+    output = tmp_path / "bundle"
+    small = {"epochs": 1, "batch_size": 8, "backbone": "nano", "calibration_images": 16}
+    train_prompts(config_for(*places, output, **{**small, "method": "dapo"}))
+    assert load_detector(str(output), device="cpu").config.defect_words == ("scratch",)
+    half = tmp_path / "half"
+    train_prompts(config_for(*places, half, **{**small, "cache": "fp16"}))
+    rows = next((half / "_training").glob("cache-*/*.arrow")).stat().st_size
+    assert rows < 22 * (197 * 192 * 2 + 224 * 224 // 8 + 2048)
