@@ -50,6 +50,7 @@ from zsad.storage import Store, open_store
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
+SHARDS_IN_STORE = 8
 CPU_SHARD_ROWS = 64
 GPU_SHARD_ROWS = 512
 SCORER_CPUS = 0.4
@@ -94,7 +95,8 @@ def _run(
     with lease:
         settled.write(output, state.run_id)
         plan = Plan(config=config, run_id=state.run_id, config_hash=state.config_hash, fence=lease.number)
-        watch, rows = StoreWatch(), shard_rows(config, plan.detectors.largest())
+        watch = StoreWatch()
+        rows = shard_rows(config, plan.detectors.largest(), most_bytes=shard_bytes(config, resources))
         with ManifestFeed(partial(list_objects, plan, state, lister, rows, lease), rows) as feed:
             counts, num_resumed, seconds = score_shards(plan, feed, resources, lease, watch)
         listed = feed.summary()
@@ -224,14 +226,19 @@ def list_objects(
     )
 
 
-def shard_rows(config: BatchConfig, preprocess: Preprocess) -> int:
+def shard_bytes(config: BatchConfig, resources: Resources) -> int:
+    """Pixels of a shard, in bytes, of which the object store holds several for each scorer without spilling."""
+    return min(SHARD_BYTES, resources.store_bytes // (SHARDS_IN_STORE * count_scorers(config, resources)))
+
+
+def shard_rows(config: BatchConfig, preprocess: Preprocess, *, most_bytes: int = SHARD_BYTES) -> int:
     """Rows per shard: at most 64 MiB of pixels, and few enough for a small machine to overlap stages.
 
     Whole batches where images are no tiles; tiles fill their batches from whatever rows there are, and so few large
     squares fit that a batch of them could pass Ray's target block size.
     """
     most = GPU_SHARD_ROWS if config.num_gpus_per_scorer else CPU_SHARD_ROWS
-    fit = SHARD_BYTES // (preprocess.size**2 * 3)
+    fit = most_bytes // (preprocess.size**2 * 3)
     if preprocess.tiling and fit < config.batch_size:
         return max(1, fit)
     return max(1, min(most, fit) // config.batch_size) * config.batch_size

@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Logical CPUs and GPUs of the cluster."""
+    """Logical CPUs and GPUs of the cluster, and bytes of its object store."""
 
     num_cpus: int
     num_gpus: int
+    store_bytes: int = LOCAL_OBJECT_STORE_BYTES
 
 
 def connect() -> Resources:
@@ -43,7 +44,11 @@ def connect() -> Resources:
                 ) from error
             _start_local(quiet)
     total = ray.cluster_resources()
-    return Resources(num_cpus=int(total.get("CPU", 0)), num_gpus=int(total.get("GPU", 0)))
+    return Resources(
+        num_cpus=int(total.get("CPU", 0)),
+        num_gpus=int(total.get("GPU", 0)),
+        store_bytes=int(total.get("object_store_memory", LOCAL_OBJECT_STORE_BYTES)),
+    )
 
 
 def _start_local(quiet: dict[str, Any]) -> None:
