@@ -4,7 +4,7 @@ It stands in for a large bucket in tests and benchmarks of listing; everything e
 of `server.py`. Standard library only. `python tests/s3/list_server.py --objects 1000000 [--faults]` prints its address
 and serves until its standard input ends.
 
-With faults, every 7th listing request gets the page before once more, and every page names the same next token.
+With faults, every 7th listing request gets the page before the one it asked for, and all pages name one next token.
 """
 
 import argparse
@@ -56,24 +56,21 @@ class _Bucket:
         self.keys = sorted([*regular_keys(count), *self.sizes])
         self.has_faults = has_faults
         self.num_requests = 0
-        self.last_page = ""
         self.lock = threading.Lock()
 
     def page(self, query: dict[str, list[str]]) -> str:
         prefix = query.get("prefix", [""])[0]
         if "delimiter" in query:
             return _answer("".join(self._folders(prefix)), is_truncated=False)
+        with self.lock:
+            self.num_requests += 1
+            is_fault = self.has_faults and self.num_requests % FAULT_EVERY == 0
         start = bisect_right(self.keys, query.get("start-after", [""])[0])
-        start = max(start, bisect_left(self.keys, prefix))
+        start = max(start - KEYS_PER_PAGE * is_fault, bisect_left(self.keys, prefix))
         found = [key for key in self.keys[start : start + KEYS_PER_PAGE] if key.startswith(prefix)]
         entries = "".join(_ENTRY.format(escape(key), self.sizes.get(key, 5)) for key in found)
         is_truncated = len(found) == KEYS_PER_PAGE and start + KEYS_PER_PAGE < len(self.keys)
-        page = _answer(entries, is_truncated=is_truncated)
-        with self.lock:
-            self.num_requests += 1
-            is_fault = self.has_faults and self.num_requests % FAULT_EVERY == 0 and self.last_page
-            page, self.last_page = (self.last_page if is_fault else page), page
-        return page
+        return _answer(entries, is_truncated=is_truncated)
 
     def _folders(self, prefix: str) -> Iterator[str]:
         place = bisect_left(self.keys, prefix)
