@@ -10,7 +10,6 @@ The driver holds the list of images and shows progress; pixels, features and ten
 """
 
 import logging
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -20,28 +19,21 @@ import ray
 import ray.data
 import ray.train
 
-from zsad.backbone import Backbone, load_backbone
+from zsad.backbone import load_backbone
 from zsad.distributed.cluster import Resources, connect
 from zsad.distributed.train_board import Board, shown
-from zsad.distributed.train_plan import RAY, Plan, begin, shard_tables
 from zsad.distributed.train_worker import IMAGES, blocks, decode_block, learn
 from zsad.errors import StorageError, ZsadError, causes
-from zsad.images import Preprocess
 from zsad.learn import checkpoints
 from zsad.learn.checkpoints import State
 from zsad.learn.epochs import check_labels
 from zsad.learn.estimate import estimate
-from zsad.learn.examples import words_of
 from zsad.learn.page import put_page
-from zsad.learn.prepare import data_sha256, defect_types, list_images
-from zsad.learn.recipes import Recipe, new_recipe
-from zsad.report.ledger import config_hash
-from zsad.tiling import check_patches
+from zsad.learn.plan import RAY, Plan, begin, make_plan, shard_tables
+from zsad.learn.prepare import list_images
 from zsad.train_config import SYNTHETIC, TrainConfig
 
 log = logging.getLogger(__name__)
-
-_RATE = {"faprompt": 1e-3, "dapo": 1e-3}
 
 
 def train_from_masks(config: TrainConfig) -> State | None:
@@ -69,33 +61,6 @@ def train_from_masks(config: TrainConfig) -> State | None:
     put_page(config.output_store, config, state)
     log.info("bundle and training.html are in %s", config.output_store.url)
     return state
-
-
-def make_plan(config: TrainConfig, listed: pa.Table, backbone: Backbone) -> tuple[Plan, Recipe]:
-    """What workers need to know, and the recipe at its start.
-
-    Raises:
-        ConfigError, ModelError: if the backbone can't carry the method at this size.
-    """
-    size = config.size or backbone.image_size
-    preprocess = Preprocess(size=size, interpolation=backbone.interpolation)
-    words, rate = words_of(defect_types(config, listed)), config.learning_rate or _RATE[config.method]
-    recipe = new_recipe(config.method, backbone, words=words, seed=config.seed, learning_rate=rate)
-    check_patches(preprocess, backbone.patch_size)
-    form = recipe.form(size, "pixels" if config.cache == "off" else config.cache)
-    data = data_sha256(config, listed)
-    facts = {"data": data, "backbone": backbone.sha256, "form": asdict(form), "interpolation": backbone.interpolation}
-    plan = Plan(
-        config=config,
-        words=words,
-        preprocess=preprocess,
-        form=form,
-        num_images=listed.num_rows,
-        cache=f"cache-{config_hash(facts)[:12]}",
-        data_sha256=data,
-        learning_rate=rate,
-    )
-    return plan, recipe
 
 
 def fit(plan: Plan, tables: list[pa.Table], resources: Resources) -> State:

@@ -15,7 +15,7 @@ import ray
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from zsad.distributed.train_plan import Plan
+    from zsad.learn.plan import Plan
 
 log = logging.getLogger(__name__)
 

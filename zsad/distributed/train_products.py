@@ -20,8 +20,8 @@ from zsad.bundle import CONFIG_FILE
 from zsad.datasets.reference import ALL
 from zsad.decode_child import DecodeChild
 from zsad.distributed.cluster import Resources, connect
-from zsad.distributed.train_plan import begin
 from zsad.errors import ConfigError, ImageError, TooManyBadImages, ZsadError
+from zsad.learn.plan import begin
 from zsad.learn.prepare import chosen_images
 from zsad.learn.products import Outcome, ProductNormals, fit_product, normals_of, product_store
 from zsad.train_config import TrainConfig

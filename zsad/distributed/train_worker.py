@@ -17,8 +17,8 @@ import ray.data
 import ray.train
 
 from zsad.decode_child import DecodeChild
-from zsad.distributed.train_plan import TENSORBOARD, Plan
 from zsad.learn.examples import Fact, Shards, shard_key, write_shard
+from zsad.learn.plan import TENSORBOARD, Plan
 from zsad.learn.prepare import decode_rows, rows_of
 from zsad.train_config import SYNTHETIC
 

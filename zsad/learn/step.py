@@ -26,7 +26,10 @@ Reduce = Callable[[Tensor], None]
 class Learner(Protocol):
     """Learned tensors, their optimiser, and the loss terms of some images."""
 
-    tensors: dict[str, Tensor]
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Learned ones, by name."""
+        ...
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the workers of a training share, and what of it lies where on storage.
+"""What all who take part in a training share, and what of it lies where on storage.
 
 ```
 WORK/run.json                    what is being learned, from what
@@ -10,24 +10,30 @@ WORK/ray/                        what Ray Train keeps
 """
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from zsad.bundle import CONFIG_FILE
 from zsad.errors import ConfigError, StorageError
 from zsad.images import Preprocess
-from zsad.learn.examples import Form
+from zsad.learn.examples import Form, words_of
 from zsad.learn.order import Schedule
-from zsad.learn.prepare import SHARD_ROWS
-from zsad.report.ledger import diff_fields
+from zsad.learn.prepare import SHARD_ROWS, data_sha256, defect_types
+from zsad.report.ledger import config_hash, diff_fields
 from zsad.storage import Store
+from zsad.tiling import check_patches
 from zsad.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from zsad.backbone import Backbone
+    from zsad.learn.recipes import Recipe
 
 RUN = "run.json"
 CHECKPOINTS, TENSORBOARD, RAY = "checkpoints", "tensorboard", "ray"
 _MAX_BYTES = 2**20
+_RATE = {"faprompt": 1e-3, "dapo": 1e-3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +90,35 @@ class Plan:
 def shard_tables(listed: pa.Table) -> list[pa.Table]:
     """The list in pieces of one shard each, in order."""
     return [listed.slice(start, SHARD_ROWS).combine_chunks() for start in range(0, listed.num_rows, SHARD_ROWS)]
+
+
+def make_plan(config: TrainConfig, listed: pa.Table, backbone: "Backbone") -> tuple[Plan, "Recipe"]:
+    """What workers need to know, and the recipe at its start.
+
+    Raises:
+        ConfigError, ModelError: if the backbone can't carry the method at this size.
+    """
+    size = config.size or backbone.image_size
+    preprocess = Preprocess(size=size, interpolation=backbone.interpolation)
+    from zsad.learn.recipes import new_recipe
+
+    words, rate = words_of(defect_types(config, listed)), config.learning_rate or _RATE[config.method]
+    recipe = new_recipe(config.method, backbone, words=words, seed=config.seed, learning_rate=rate)
+    check_patches(preprocess, backbone.patch_size)
+    form = recipe.form(size, "pixels" if config.cache == "off" else config.cache)
+    data = data_sha256(config, listed)
+    facts = {"data": data, "backbone": backbone.sha256, "form": asdict(form), "interpolation": backbone.interpolation}
+    plan = Plan(
+        config=config,
+        words=words,
+        preprocess=preprocess,
+        form=form,
+        num_images=listed.num_rows,
+        cache=f"cache-{config_hash(facts)[:12]}",
+        data_sha256=data,
+        learning_rate=rate,
+    )
+    return plan, recipe
 
 
 def begin(config: TrainConfig, identity: dict[str, Any]) -> None:
