@@ -13,14 +13,15 @@ bank. Each is the mean of its wordings in all templates. Per image,
    (`zsad.methods.aligner`), and mix that map half and half with the harmonic mean of image score and window scores;
 4. image score and the map's peak are mixed as in zsad's WinCLIP; the paper's own fusion is unknown.
 
-The units that judged, the three most similar of each side, are the explanation. Normal images, where given, are
-remembered as WinCLIP does it.
+Phrases of a bank with words that the tower was never taught get no vote. The units that judged, the three most similar
+of each side, are the explanation. Normal images, where given, are remembered as WinCLIP does it.
 
 Legend: B images, P patches, (h, w) patch grid, M windows of one size, N units, D joint width.
 Cost: one pass of the tower (`patch_only`), or the tokens of 14 passes; N * 16 short texts once per detector.
 Source: ALFA (arXiv 2404.09654), abstract only; windows and few-shot after WinCLIP (arXiv 2303.14814).
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -38,7 +39,9 @@ from zsad.methods.base import Kept, Prediction, Subject
 from zsad.methods.contextual import Choice, Mode
 from zsad.methods.winclip import fused, with_novelty
 from zsad.prompts.bank import MAX_CHARS, MAX_PHRASES, check_distinct, check_text
-from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES, compose, fill
+from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES, encode_units, fill
+
+log = logging.getLogger(__name__)
 
 Aligner = Literal["ridge", "transport", "patch_only"]
 EXPLAINED = 3
@@ -103,7 +106,8 @@ class Alfa:
     ) -> None:
         self.config = config
         self.backbone = backbone
-        sides = (_units(NORMAL_STATES, config.normal), _units(ABNORMAL_STATES, config.abnormal))
+        looks = (_seen(backbone, config.normal), _seen(backbone, config.abnormal))
+        sides = (_units(NORMAL_STATES, looks[0]), _units(ABNORMAL_STATES, looks[1]))
         self.prompts = [fill(state, subject.object_name) for side in sides for state in side]
         self.is_abnormal_N = np.repeat([False, True], [len(side) for side in sides])
         self.units_ND = encode_units(backbone, [state for side in sides for state in side], subject.object_name)
@@ -206,15 +210,17 @@ class Alfa:
         return tuple(kept)
 
 
-def encode_units(backbone: Backbone, states: Sequence[str], object_name: str) -> Tensor:
-    """Unit-length embeddings (N, D) of states, each the mean over all templates."""
-    rows = backbone.encode_text(compose(states, object_name))
-    return F.normalize(rows.view(len(states), len(TEMPLATES), -1).mean(dim=1), dim=-1)
-
-
 def _units(states: Sequence[str], looks: Sequence[str]) -> list[str]:
     """States of one side with the object left open, each once, in an order that depends on the words alone."""
     return sorted({*states, *("{} with " + look for look in looks)})
+
+
+def _seen(backbone: Backbone, looks: Sequence[str]) -> tuple[str, ...]:
+    """Looks without those whose words the tower was never taught: their embeddings are noise, and get no vote."""
+    seen = tuple(look for look in looks if not backbone.unseen(look))
+    if missing := len(looks) - len(seen):
+        log.warning("%d of %d phrases have words that %s was never taught; no vote", missing, len(looks), backbone.name)
+    return seen
 
 
 def _phrases(stored: Sequence[str], name: str) -> tuple[str, ...]:

@@ -130,10 +130,11 @@ def class_states(object_name: str) -> list[str]:
     """
     name = object_name.replace("_", " ")
     before = [f"{adjective} {name}" for adjective in ADJECTIVES]
-    return before + [f"{name} {suffix}" for suffix in (*SUFFIXES, *_family_suffixes(name))]
+    return before + [f"{name} {suffix}" for suffix in (*SUFFIXES, *family_suffixes(name))]
 
 
-def _family_suffixes(name: str) -> tuple[str, ...]:
+def family_suffixes(name: str) -> tuple[str, ...]:
+    """What things of this name suffer from, such as "with rust": of every family that has a word of it, or plain."""
     words = set(re.findall(r"[^\W\d_]+", name.casefold()))
     words |= {word.removesuffix("s") for word in words}
     chosen = [defects for keys, defects in FAMILIES.items() if words & set(keys)]

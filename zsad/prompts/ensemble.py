@@ -86,3 +86,9 @@ def direction(backbone: Backbone, states: Sequence[str], object_name: str) -> Te
     """Unit-length mean embedding (D,) of all prompts made of `states`."""
     rows_SD = backbone.encode_text(compose(states, object_name))
     return F.normalize(rows_SD.mean(dim=0), dim=0)
+
+
+def encode_units(backbone: Backbone, states: Sequence[str], object_name: str) -> Tensor:
+    """Unit-length embeddings (N, D) of states, each the mean over all templates."""
+    rows = backbone.encode_text(compose(states, object_name))
+    return F.normalize(rows.view(len(states), len(TEMPLATES), -1).mean(dim=1), dim=-1)

@@ -24,7 +24,7 @@ from openai.types.chat import ChatCompletion
 from zsad.errors import ConfigError
 from zsad.prompts.names import one_line
 from zsad.prompts.writers.base import Draft, DraftPhrase, WriteRequest
-from zsad.prompts.writers.request import BadAnswer, draft_phrases, messages, parse, schema
+from zsad.prompts.writers.request import BadAnswer, messages, parse, schema
 
 MAX_RETRIES = 2
 GIVE_UP_AFTER = 16
@@ -99,7 +99,8 @@ class OpenAIWriter:
         self._failures_in_a_row = 0
         text, log_probs = _content(completion)
         found = parse(text, request)
-        return draft_phrases(found, _phrase_log_probs(text, [look for look, _ in found], log_probs))
+        scored = zip(found, _phrase_log_probs(text, [look for look, _ in found], log_probs), strict=True)
+        return tuple(DraftPhrase(text=look, side=side, log_prob=log_prob) for (look, side), log_prob in scored)
 
     def _complete(self, request: WriteRequest) -> Any:
         """The completion, asked for again without a parameter that the server refuses by name."""

@@ -19,7 +19,7 @@ from zsad.errors import ConfigError, ErrorCode, ImageError, StorageError
 from zsad.prompts.bank import file_at
 from zsad.prompts.names import object_name, one_line
 from zsad.prompts.writers.base import Draft, DraftPhrase, WriteRequest
-from zsad.prompts.writers.request import SIDES, BadAnswer, draft_phrases, parse
+from zsad.prompts.writers.request import SIDES, BadAnswer, parse
 
 MAX_BYTES = 64 * 2**20
 _LEAST_LOG_PROB = -1e6
@@ -51,10 +51,10 @@ class RecordedWriter:
             raise BadAnswer("the recording has no answer for this product")
         answer = self._answers[name]
         if isinstance(answer, str):
-            found = parse(answer, request)
-            return draft_phrases(found, (None,) * len(found))
+            return tuple(DraftPhrase(text=text, side=side) for text, side in parse(answer, request))
         found = parse(json.dumps(answer), request)
-        return draft_phrases(found, tuple(_log_probs(answer["pairs"])))
+        scored = zip(found, _log_probs(answer["pairs"]), strict=True)
+        return tuple(DraftPhrase(text=text, side=side, log_prob=log_prob) for (text, side), log_prob in scored)
 
 
 def read_recording(url: str) -> RecordedWriter:
