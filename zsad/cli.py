@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zsad.errors import ConfigError, ZsadError, causes
+from zsad.visible import visible
 
 T = TypeVar("T")
 log = logging.getLogger("zsad")
@@ -118,6 +119,13 @@ def _as_flag(key: str, value: Any, unset: Sequence[str]) -> list[str]:
     return [flag, *(str(item) for item in values)]
 
 
+class _OneLine(logging.Formatter):
+    """A message is one line of visible characters, whatever names it holds; a traceback follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging calls
+        return visible(super().formatMessage(record))
+
+
 def configure_logging() -> None:
     """One line per event on stderr; ZSAD_LOG sets the level.
 
@@ -127,11 +135,9 @@ def configure_logging() -> None:
     level = os.environ.get("ZSAD_LOG", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
         raise ConfigError(f"ZSAD_LOG={level}: choose one of {', '.join(logging.getLevelNamesMapping())}")
-    logging.basicConfig(
-        level=level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     for noisy in ("botocore", "aiobotocore", "urllib3", "s3fs", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -21,6 +21,7 @@ from zsad.report.manifest import Lister, iter_listing, summarise_listing
 from zsad.report.since import parse_since
 from zsad.scoring import decode_objects
 from zsad.storage import ObjectInfo, Store
+from zsad.visible import visible
 
 if TYPE_CHECKING:
     from zsad.detector import Detector
@@ -83,7 +84,7 @@ def _first_product(config: BatchConfig, lister: Lister) -> tuple[str, BatchConfi
                 read_config(ref.url)
             found.append(asked)
         except (ConfigError, ModelError) as error:
-            missing.append(f"{', '.join(values)} ({error})")
+            missing.append(visible(f"{', '.join(values)} ({error})"))
     if not found:
         raise ModelError(f"none of {len(missing)} products has a detector; the first: {missing[0]}")
     without = f"; without: {'; '.join(missing[:_SHOWN])}" if missing else ""

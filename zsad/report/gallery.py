@@ -9,7 +9,6 @@ Cost: about 20 kB a picture and 10 ms to make it; a page of the default 84 image
 
 import base64
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from zsad.report import overlay
 from zsad.report.selection import NUM_BINS, Row, Selection, choose
+from zsad.visible import visible
 
 __all__ = ["RunInfo", "Selection", "Tile", "choose", "render_gallery"]
 
@@ -131,17 +131,11 @@ def printable(value: object) -> object:
     """Text with control, direction and other invisible characters as escapes, cut in the middle when very long."""
     if not isinstance(value, str) or isinstance(value, Markup):  # the templates' own macros are Markup
         return value
-    text = "".join(_visible(character) for character in value)
+    text = visible(value)
     if len(text) <= _MAX_TEXT_CHARS:
         return text
     half = _MAX_TEXT_CHARS // 2
     return f"{text[:half]} ... {text[-half:]}"
-
-
-def _visible(character: str) -> str:
-    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
 
 
 def environment() -> Environment:

@@ -42,7 +42,8 @@ def open_store(url: str) -> Store:
         return _open_file_url(url)
     if scheme == "s3":
         return _open_s3(url, rest)
-    raise ConfigError(f"can't open {url!r}: unknown scheme {scheme!r}; {_SUPPORTED}")
+    # The rest is not repeated: it may hold a password or a signature.
+    raise ConfigError(f"can't open a URL of the unknown scheme {scheme!r}; {_SUPPORTED}")
 
 
 def _open_local(path: str) -> Store:
@@ -65,8 +66,10 @@ def _open_s3(url: str, rest: str) -> Store:
 
     bucket, _, prefix = rest.partition("/")
     pieces = prefix.rstrip("/").split("/")
-    if not bucket or any(mark in bucket for mark in "@?# "):
-        raise ConfigError(f"can't open {url!r}: it needs a bucket name, as in s3://bucket/prefix, and no credentials")
+    if "@" in bucket:  # never repeated, for it may be a password
+        raise ConfigError("can't open an s3:// URL with '@' before its path: credentials come from the AWS variables")
+    if not bucket or any(mark in bucket for mark in "?# "):
+        raise ConfigError(f"can't open {url!r}: it needs a bucket name, as in s3://bucket/prefix")
     if any(piece in {".", ".."} for piece in pieces) or (len(pieces) > 1 and "" in pieces):
         raise ConfigError(f"can't open {url!r}: '.', '..' and empty pieces mean nothing in S3; write the prefix out")
     return S3Store(url="s3://" + "/".join([bucket, *pieces]).rstrip("/"))
