@@ -11,12 +11,12 @@ from hashlib import sha256
 
 from zsad.bundle import BundleRef, parse_ref
 from zsad.detector import Detector, load_detector
+from zsad.detector_cache import held_bytes
 from zsad.http.engine import Description, DetectorKey
 from zsad.report.ledger import config_hash
 from zsad.storage import open_store
 
 LOWEST_THRESHOLD = 1e-6
-FIXED_BYTES = 2**20  # descriptions, word directions and Python objects of one detector, rounded up
 _EXPLAINING = ("alfa",)
 
 
@@ -76,7 +76,7 @@ class LoadedDetectors:
         return Loaded(
             detector=detector.with_threshold(LOWEST_THRESHOLD),
             description=description,
-            num_bytes=FIXED_BYTES + len(tensors),
+            num_bytes=held_bytes(detector),
             version=version,
         )
 

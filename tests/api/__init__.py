@@ -1,0 +1,1 @@
+"""Tests of the endpoint through its real proxy."""

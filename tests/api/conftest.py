@@ -1,0 +1,50 @@
+"""One endpoint for all API tests: the real graph on a real Ray Serve, its proxy's sockets and nano as the model."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from zsad.bundle import SHIPPED
+from zsad.serve_config import ServeConfig
+
+from .serving_runs import Endpoint, picture, wait_until_ready
+
+GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "zsad.http.proxy_guard:install"}
+
+
+@pytest.fixture(scope="package")
+def endpoint(local_ray, tmp_path_factory) -> Iterator[Endpoint]:
+    from ray import serve as ray_serve
+
+    from zsad.distributed.serving import build_graph
+
+    folder = tmp_path_factory.mktemp("endpoint")
+    shutil.copytree(SHIPPED / "winclip", folder / "changing")
+    (folder / "bucket").mkdir()
+    config = ServeConfig(
+        detectors=("nano", f"changing={folder / 'changing'}"),
+        buckets=(f"shots={folder / 'bucket'}",),
+        batch_size=4,
+        body_timeout_s=3.0,
+        reload_s=1.0,
+        drain_s=10.0,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray_serve.start(
+        http_options={"host": "127.0.0.1", "port": port}, controller_options={"runtime_env": {"env_vars": GUARD}}
+    )
+    ray_serve.run(build_graph(config, {"index.html": b"<p>page</p>"}, {}))
+    endpoint = Endpoint(port=port, config=config, changing=folder / "changing", bucket=folder / "bucket")
+    wait_until_ready(endpoint)
+    yield endpoint
+    ray_serve.shutdown()
+
+
+@pytest.fixture(scope="package")
+def pictures() -> list[bytes]:
+    """Eight procedural pictures as JPEG, half of them with a defect."""
+    return [picture(number) for number in range(8)]

@@ -1,0 +1,347 @@
+"""The endpoint through Ray Serve's own proxy: answers, limits, slow and departing clients, overload, other clients."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from batch_runs import config_for, png_header, rows_by_key
+from PIL import Image
+
+from zsad.bundle import CONFIG_FILE, SHIPPED
+from zsad.datasets.synthetic import SyntheticConfig, generate
+
+from .serving_runs import processes, wait_until_ready
+
+pytestmark = pytest.mark.ray
+
+MIB = 2**20
+NUM_PARITY = 200
+
+
+@pytest.fixture(scope="module")
+def client(endpoint):
+    with endpoint.client() as client:
+        yield client
+
+
+def memory_of_serve() -> int:
+    """Resident bytes of all processes of Ray Serve."""
+    return sum(process.memory_info().rss for name in ("ray::Serve", "ray::Proxy") for process in processes(name))
+
+
+def read_answer(connection) -> bytes:
+    """All that the server sends until it closes."""
+    received = b""
+    while chunk := connection.recv(65_536):
+        received += chunk
+    return received
+
+
+# Answers
+
+
+def test_a_picture_is_inspected_whatever_way_it_comes(client, endpoint, pictures):
+    (endpoint.bucket / "a.jpg").write_bytes(pictures[0])
+    answers = [
+        client.post("/v1/inspect", content=pictures[0]),
+        client.post("/v1/inspect", files={"file": ("a.jpg", pictures[0])}),
+        client.post("/v1/inspect", json={"bucket": "shots", "key": "a.jpg"}),
+        client.post("/v1/inspect:batch", files=[("file", ("a.jpg", pictures[0]))]),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    bodies = [answer.json() for answer in answers[:3]] + [answers[3].json()["results"][0]["inspection"]]
+    assert len({(body["score"], body["raw_score"], body["config_hash"]) for body in bodies}) == 1
+    assert (bodies[0]["width"], bodies[0]["height"]) == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"", 400, "empty"),
+        (b"<html>502</html>", 415, "unknown_format"),
+        (png_header(60_000, 60_000), 413, "too_many_pixels"),
+        (b"\x89PNG\r\n\x1a\n" + b"not a header" * 9, 422, "decode"),
+    ],
+    ids=["empty", "page", "bomb", "broken"],
+)
+def test_what_is_no_image_has_its_code(client, data, status, code):
+    response = client.post("/v1/inspect", content=data)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_one_bad_image_of_32_costs_one_place(client, pictures):
+    files = [("file", (f"{n}.jpg", b"junk" if n == 3 else pictures[n % 8])) for n in range(32)]
+    statuses = [result["status"] for result in client.post("/v1/inspect:batch", files=files).json()["results"]]
+    assert statuses == [200] * 3 + [415] + [200] * 28
+
+
+def test_a_missing_object_is_told_without_the_buckets_address(client, endpoint):
+    response = client.post("/v1/inspect", json={"bucket": "shots", "key": "none.jpg"})
+    assert (response.status_code, response.json()["code"]) == (404, "missing")
+    assert str(endpoint.bucket) not in response.text
+
+
+def test_a_plain_request_id_comes_back_once_and_any_other_is_replaced(client, pictures):
+    response = client.post("/v1/inspect", content=pictures[0], headers={"x-request-id": "line1-000017"})
+    assert response.headers.get_list("x-request-id") == ["line1-000017"]
+    assert response.json()["request_id"] == "line1-000017"
+    response = client.post("/v1/inspect", content=pictures[0], headers={"x-request-id": "<script>" * 100})
+    assert "<" not in response.headers["x-request-id"]
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_scores_are_those_of_the_batch_job(endpoint, tmp_path):
+    from zsad.distributed.batch import score_bucket
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    config = SyntheticConfig(size=96, anomaly_share=0.5)
+    for number in range(NUM_PARITY):
+        Image.fromarray(generate(11, number, config).image).save(folder / f"{number:03d}.png")
+    score_bucket(
+        config_for(folder, tmp_path / "report", batch_size=endpoint.config.batch_size, num_scorers=1, threshold=0.3)
+    )
+    rows = rows_by_key(folder, tmp_path / "report")
+
+    def ask(key: str) -> dict:
+        with endpoint.client() as own:
+            response = own.post("/v1/inspect?threshold=0.3&mask=rle", content=(folder / key).read_bytes())
+            assert response.status_code == 200, response.text
+            return response.json()
+
+    with ThreadPoolExecutor(6) as askers:
+        answers = dict(zip(rows, askers.map(ask, rows), strict=True))
+    assert len(answers) == NUM_PARITY
+    assert 10 < sum(row["is_anomaly"] for row in rows.values()) < NUM_PARITY - 10
+    for key, row in rows.items():
+        answer = answers[key]
+        for name in ("score", "raw_score", "is_anomaly", "defect_type", "threshold"):
+            assert answer[name] == row[name], (key, name)
+        assert [region["rle"] for region in answer["regions"]] == [region["rle"] for region in row["regions"]]
+        assert list(answer["defect_scores"].values()) == [entry["score"] for entry in row["defect_scores"]]
+
+
+# H1, H2: bodies too large, lying, slow; clients that leave
+
+
+def test_bodies_over_the_limit_are_refused_and_cost_no_memory(client, endpoint, pictures):
+    client.post("/v1/inspect", content=b"x" * 19 * MIB)  # what one accepted body leaves behind
+    before = memory_of_serve()
+    piece = b"x" * MIB
+    honest = client.post("/v1/inspect", content=piece * 21)
+    assert (honest.status_code, honest.json()["code"]) == (413, "body_too_large")
+    chunked = client.post("/v1/inspect", content=(piece for _ in range(21)))
+    assert (chunked.status_code, chunked.json()["code"]) == (413, "body_too_large")
+    many = client.post("/v1/inspect", files=[("file", (f"{n}.jpg", pictures[0])) for n in range(1000)])
+    assert many.status_code in (400, 413)
+    with endpoint.connect() as liar:  # says 10 bytes, sends 21 MiB
+        liar.sendall(b"POST /v1/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        try:
+            for _ in range(21):
+                liar.sendall(piece)
+            received = read_answer(liar)
+        except (BrokenPipeError, ConnectionResetError):
+            received = b"HTTP/1.1 4"  # cut off while sending
+    assert received.startswith(b"HTTP/1.1 4")
+    with endpoint.connect() as liar:  # says 21 MiB, sends nothing
+        liar.sendall(f"POST /v1/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: {21 * MIB}\r\n\r\n".encode())
+        assert liar.recv(65_536).startswith(b"HTTP/1.1 413")
+    assert memory_of_serve() - before <= 64 * MIB
+    assert client.post("/v1/inspect", content=pictures[0]).status_code == 200
+
+
+def test_slow_senders_are_cut_off(endpoint):
+    """One sends its headers a byte at a time, one its body, one stops in the middle of it."""
+
+    def drip(head: bytes, rest: bytes) -> float:
+        began = time.monotonic()
+        with endpoint.connect() as connection:
+            connection.sendall(head)
+            connection.settimeout(1.0)
+            for byte in rest:
+                try:
+                    connection.sendall(bytes([byte]))
+                    if not connection.recv(65_536):
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+            else:
+                raise AssertionError("the server read it all")
+        return time.monotonic() - began
+
+    post = b"POST /v1/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n"
+    with ThreadPoolExecutor(2) as senders:
+        slow = [senders.submit(drip, b"GET /v2 HTTP/1.1\r\n", b"a" * 60), senders.submit(drip, post, b"a" * 60)]
+        assert all(sender.result() <= 30 for sender in slow)
+
+
+def test_a_body_that_stops_gets_408(endpoint):
+    with endpoint.connect() as connection:
+        connection.sendall(b"POST /v1/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        answer = read_answer(connection)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"slow_sender" in answer
+
+
+def test_clients_that_leave_free_their_places(endpoint, client, pictures):
+    """As many requests as may wait are sent and given up; if they kept their places, later ones would get 429."""
+    body = pictures[0]
+    head = f"POST /v1/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(2):
+        connections = [endpoint.connect() for _ in range(endpoint.config.max_waiting)]
+        for connection in connections:
+            connection.sendall(head + body)
+        for connection in connections:
+            connection.close()
+    deadline = time.monotonic() + 30
+    while (status := client.post("/v1/inspect", content=body).status_code) == 429 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert status == 200
+
+
+# H3: overload
+
+
+def test_overload_is_told_politely_and_passes(endpoint, pictures):
+    def ask(number: int) -> httpx.Response:
+        with endpoint.client() as own:
+            return own.post("/v1/inspect", content=pictures[number % 8])
+
+    with ThreadPoolExecutor(200) as askers:
+        responses = list(askers.map(ask, range(200)))
+    counts = Counter(response.status_code for response in responses)
+    assert set(counts) <= {200, 429, 503}
+    assert counts[200] >= 64
+    refused = [response for response in responses if response.status_code != 200]
+    assert refused
+    assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
+    began = time.monotonic()
+    while ask(0).status_code != 200:
+        assert time.monotonic() - began < 5
+        time.sleep(0.1)
+
+
+# Other people's clients
+
+
+def test_tritons_client_speaks_with_it(endpoint, pictures, client):
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+    from tritonclient.utils import InferenceServerException
+
+    triton = InferenceServerClient(f"127.0.0.1:{endpoint.port}")
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.is_model_ready("nano")
+    assert triton.get_model_metadata("nano")["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    images = InferInput("image", [2], "BYTES")
+    images.set_data_from_numpy(np.array(pictures[:2], dtype=object))
+    result = triton.infer("nano", [images])
+    expected = [client.post("/v1/inspect", content=data).json() for data in pictures[:2]]
+    assert result.as_numpy("score").tolist() == [answer["score"] for answer in expected]
+    assert result.as_numpy("is_anomaly").tolist() == [answer["is_anomaly"] for answer in expected]
+    told = json.loads(result.as_numpy("inspection")[0])
+    assert told["raw_score"] == expected[0]["raw_score"]
+    wanted = [InferRequestedOutput("anomaly_map"), InferRequestedOutput("score", binary_data=False)]
+    result = triton.infer("nano", [images], outputs=wanted)
+    assert result.as_numpy("anomaly_map").shape == (2, 14, 14)
+    assert result.as_numpy("score").tolist() == [answer["score"] for answer in expected]
+    with pytest.raises(InferenceServerException, match="no such model"):
+        triton.infer("none", [images])
+
+
+def test_schemathesis_finds_no_server_error(endpoint):
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "schemathesis.cli", "run", f"{endpoint.url}/openapi.json",
+            "--checks", "not_a_server_error", "--max-examples", "8", "--phases", "examples,coverage,fuzzing",
+            "--seed", "1", "--request-timeout", "30", "--suppress-health-check", "all",
+        ],
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+# Change while it runs
+
+
+def test_a_new_version_of_a_bundle_is_taken_over_without_a_lost_request(endpoint, pictures):
+    statuses, thresholds, stop = Counter(), [], threading.Event()
+
+    def ask_on() -> None:
+        with endpoint.client() as own:
+            while not stop.is_set():
+                response = own.post("/v1/inspect?detector=changing", content=pictures[1])
+                statuses[response.status_code] += 1
+                if response.status_code == 200:
+                    thresholds.append(response.json()["threshold"])
+
+    asker = threading.Thread(target=ask_on)
+    asker.start()
+    try:
+        wait_for(lambda: thresholds)
+        stored = json.loads((SHIPPED / "winclip" / CONFIG_FILE).read_text())
+        stored["calibration"]["threshold"] = 0.25
+        (endpoint.changing / "new").write_text(json.dumps(stored))
+        shutil.move(endpoint.changing / "new", endpoint.changing / CONFIG_FILE)
+        wait_for(lambda: thresholds[-1] == 0.25)
+    finally:
+        stop.set()
+        asker.join()
+    assert set(statuses) == {200}
+    assert set(thresholds) == {0.5, 0.25}
+
+
+def wait_for(condition, within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_killed_scorer_costs_at_most_what_it_was_doing(endpoint, pictures):
+    failures, oks, stop = [], [], threading.Event()
+
+    def ask_on() -> None:
+        with endpoint.client() as own:
+            while not stop.is_set():
+                response = own.post("/v1/inspect", content=pictures[0])
+                (oks if response.status_code == 200 else failures).append(response)
+
+    askers = [threading.Thread(target=ask_on) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    try:
+        wait_for(lambda: len(oks) > 10)
+        (scorer,) = processes("ray::ServeReplica:default:Scorer")
+        scorer.kill()
+        count = len(oks)
+        wait_for(lambda: len(oks) > count + 20, within_s=120)
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
+    assert all(response.status_code in (503, 504) for response in failures)
+    assert all(response.json()["request_id"] for response in failures)
+
+
+def test_ready_turns_before_anything_stops(endpoint, client, pictures):
+    """The last test of this file: the app says "not ready" from here on."""
+    from zsad.distributed.serving import drain
+
+    wait_until_ready(endpoint)
+    drain()
+    assert client.get("/v2/health/ready").status_code == 503
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.post("/v1/inspect", content=pictures[0]).status_code == 200
