@@ -54,4 +54,4 @@ def wide_writer(local_ray, llm_python, random_llama):
 
 def actors(python):
     """One actor that takes no CPU from the suite's other actors."""
-    return ActorConfig(python=str(python), num_cpus=0, max_in_flight=16, start_timeout_s=280, timeout_s=200)
+    return ActorConfig(python=str(python), num_cpus=0, max_in_flight=16, start_timeout_s=600, timeout_s=200)

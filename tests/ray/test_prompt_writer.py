@@ -8,8 +8,8 @@ import pytest
 import ray
 from scripted_engine import FAULTY_TEXTS, ScriptedEngine
 
-from zsad.distributed.prompt_writer import ActorConfig, ActorWriter
-from zsad.errors import ConfigError
+from zsad.distributed.prompt_writer import ActorConfig, ActorWriter, vllm_writer
+from zsad.errors import ConfigError, ModelError
 from zsad.prompts.writers.base import WriteRequest
 
 pytestmark = pytest.mark.ray
@@ -151,3 +151,16 @@ def _until_dead(actor):
 def test_values_that_can_not_be_used_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         dataclasses.replace(CONFIG, **wrong)
+
+
+def test_a_writer_over_a_folder_is_named_by_it_and_by_its_hash_before_any_model_is_loaded(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    writer = vllm_writer(str(tmp_path))
+    assert (writer.name, writer.model, len(writer.revision)) == ("vllm", tmp_path.name, 64)
+    assert vllm_writer(str(tmp_path), revision="mine").revision == "mine"
+
+
+def test_a_model_that_is_no_folder_here_needs_a_revision():
+    assert vllm_writer("someone/model", revision="abc").model == "someone/model"
+    with pytest.raises(ModelError, match="state its revision"):
+        vllm_writer("someone/model")

@@ -70,7 +70,7 @@ def folder_revision(folder: str) -> str:
     files = sorted(path for path in Path(folder).glob("*") if path.suffix in HASHED_SUFFIXES)
     if not any(path.suffix == ".safetensors" for path in files):
         raise ModelError(
-            f"{folder} holds no safetensors weights; give the folder of a language model, or name@revision"
+            f"{folder} holds no safetensors weights; give the folder of a language model, or state its revision"
         )
     total = hashlib.sha256()
     for path in files:
