@@ -1,14 +1,16 @@
 """A million objects through the whole job with a scorer that reads nothing: what zsad itself costs per row.
 
-python benchmarks/million.py [--objects 1000000] [--small 100000]
+python benchmarks/million.py [--objects 1000000] [--small 100000] [--served 100000]
 
-The bucket is a fast local server that only lists (tests/s3/list_server.py); no image exists. The job is the real one
-- listing, manifest, waves through Ray Data, shard records, files put together, publishing, summary, gallery - but for
-its decode task, which passes manifest rows on, and its scorer, which gives every row the same finding. Shards have 512
-rows, as on a GPU. Each size runs in a process of its own; the rows are counted in the published report.
+No image exists. A synthetic lister makes up the objects in the driver; listing by S3 requests is measured apart, from a
+local server that only lists (tests/s3/list_server.py). The job is the real one - manifest, waves through Ray Data,
+shard records, files put together, publishing, summary, gallery - but for its decode task, which passes manifest rows
+on, and its scorer, which gives every row the same finding. Shards have 512 rows, as on a GPU. Each measurement runs in
+a process of its own; the rows are counted in the published report.
 
-Printed for each size: seconds, rows/s, memory of the driver and of all processes (proportional set size), and seconds
-from the first manifest file to the first committed shard; and listing alone, without Ray.
+Printed: seconds, rows/s, CPU time of all processes per row (a busy machine changes it less than seconds), memory of the
+driver and of all processes (proportional set size), and seconds from the first manifest file to the first committed
+shard, with the start of workers.
 """
 
 import argparse
@@ -20,7 +22,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,41 +38,68 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--small", type=int, default=100_000)
-    parser.add_argument("--measure", choices=("listing", "job"), help=argparse.SUPPRESS)
+    parser.add_argument("--served", type=int, default=100_000)
+    parser.add_argument("--measure", choices=("listing", "served", "job"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
+        measure = {"listing": listing, "served": listing, "job": job}[arguments.measure]
+        lister = None if arguments.measure == "served" else SyntheticList(arguments.objects)
         with tempfile.TemporaryDirectory(prefix="zsad-million-") as folder:
-            measured = (listing if arguments.measure == "listing" else job)(arguments.objects, Path(folder))
-        print(json.dumps(measured))
+            print(json.dumps(measure(arguments.objects, Path(folder), lister)))
         return
-    for part, sizes in (("listing", [arguments.objects]), ("job", [arguments.small, arguments.objects])):
-        found = [run_alone(part, size) for size in sizes]
-        for size, values in zip(sizes, found, strict=True):
-            print(f"{part}, {size:,} objects: " + ", ".join(f"{k} {v:,.1f}" for k, v in values.items()), flush=True)
-    small, large = found
-    print(f"cost per row, large / small: {small['rows/s'] / large['rows/s']:.2f}")
-    print(f"peak of all processes, large / small: {large['peak MB'] / small['peak MB']:.2f}")
-
-
-def run_alone(part: str, size: int) -> dict[str, float]:
-    """One measurement in a fresh process, with its own server."""
+    run_alone("listing", arguments.objects)
+    small, large = run_alone("job", arguments.small), run_alone("job", arguments.objects)
+    for name in ("CPU ms/row", "peak MB"):
+        print(f"{name}, {arguments.objects:,} / {arguments.small:,}: {large[name] / small[name]:.2f}", flush=True)
+    print(f"seconds per row, likewise: {small['rows/s'] / large['rows/s']:.2f}", flush=True)
     from s3.list_server import list_server
 
+    with list_server(arguments.served) as env:
+        run_alone("served", arguments.served, env)
+
+
+def run_alone(part: str, size: int, env: Mapping[str, str] | None = None) -> dict[str, float]:
+    """One measurement in a fresh process; printed as soon as it is there."""
     command = [sys.executable, __file__, "--measure", part, "--objects", str(size)]
-    with list_server(size) as env:
-        done = subprocess.run(command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+    done = subprocess.run(command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{part}, {size:,} objects: " + ", ".join(f"{k} {v:,.2f}" for k, v in found.items()), flush=True)
     return found
 
 
-def listing(size: int, folder: Path) -> dict[str, float]:
+class SyntheticList:
+    """Lists made-up objects in key order; takes the place of `ObjectList` in the job."""
+
+    url = "made up"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def contains(self, _other: Any) -> bool:
+        """No output lies inside."""
+        return False
+
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Any]:
+        """Yield `size` objects."""
+        from zsad.storage import ObjectInfo
+
+        moment = datetime(2026, 3, 1, tzinfo=UTC)
+        for number in range(self.size):
+            key = f"line{number // 250_000}/cam{number // 50_000 % 5}/{number:09d}.jpg"
+            if key > after:
+                yield ObjectInfo(
+                    key=key, uri=f"s3://made-up/{key}", size_bytes=5, etag=f"{number:032x}", last_modified=moment
+                )
+
+
+def listing(size: int, folder: Path, lister: SyntheticList | None) -> dict[str, float]:
     """Listing into a manifest, without Ray."""
-    from zsad.report.manifest import ListingOptions, iter_listing, write_manifest
+    from zsad.report.manifest import ListingOptions, iter_listing, objects_to_table, write_manifest
     from zsad.storage import open_store
 
-    source, output = open_store("s3://large"), open_store(str(folder))
-    next(iter_listing(source, ListingOptions()))  # connected and imported
-    before_mb, began = peak_mb(), time.monotonic()
+    source, output = lister or open_store("s3://large"), open_store(str(folder))
+    objects_to_table([next(iter_listing(source, ListingOptions()))])  # connected and imported
+    before_mb, began, before_s = peak_mb(), time.monotonic(), time.process_time()
     first: list[float] = []
     summary = write_manifest(
         source,
@@ -78,16 +109,17 @@ def listing(size: int, folder: Path) -> dict[str, float]:
         announce=lambda shards: first.append(time.monotonic() - began) if shards and not first else None,
     )
     seconds = time.monotonic() - began
-    check(summary.num_objects, size)
+    check(summary.num_objects, size if lister else size + num_odd())
     return {
         "seconds": seconds,
         "keys/s": size / seconds,
+        "CPU ms/key": 1000 * (time.process_time() - before_s) / size,
         "first manifest file after s": first[0],
         "memory growth MB": peak_mb() - before_mb,
     }
 
 
-def job(size: int, folder: Path) -> dict[str, float]:
+def job(size: int, folder: Path, lister: SyntheticList | None) -> dict[str, float]:
     """The whole job."""
     from throughput import PeakMemory
 
@@ -98,19 +130,25 @@ def job(size: int, folder: Path) -> dict[str, float]:
     from zsad.storage import open_store
 
     batch.decode_block, batch.ShardScorer, batch.CPU_SHARD_ROWS = pass_on, ConstantScorer, SHARD_ROWS
+    batch.ObjectList = lambda _url, _source: lister
+    images, output = folder / "images", folder / "report"
+    images.mkdir()
     connect()
-    before_mb, began = peak_mb(), time.monotonic()
+    before_mb, began, before_s = peak_mb(), time.monotonic(), cpu_seconds()
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
-        watch = FirstRow(folder)
-        batch.score_bucket(BatchConfig(input="s3://large", output=str(folder), maps="none", batch_size=16))
+        watch = FirstRow(output)
+        batch.score_bucket(
+            BatchConfig(input=str(images), output=str(output), manifest="made up", maps="none", batch_size=16)
+        )
         seconds = time.monotonic() - began
-    published = open_manifest(open_store(str(folder)))
+    published = open_manifest(open_store(str(output)))
     check(published.totals["ok"], size)
-    stored = json.loads(next(folder.glob("runs/*/summary.json")).read_text())
+    stored = json.loads(next(output.glob("runs/*/summary.json")).read_text())
     return {
         "seconds": seconds,
         "rows/s": size / seconds,
+        "CPU ms/row": 1000 * (cpu_seconds() - before_s) / size,
         "of them scoring": stored["scoring_seconds"],
         "and publishing": stored["publishing_seconds"],
         "first row after first manifest file s": watch.seconds(),
@@ -202,12 +240,30 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def check(found: int, size: int) -> None:
-    """Stop when rows are missing: a benchmark that lost some must not print."""
+def cpu_seconds() -> float:
+    """CPU time of this project's living processes so far; Ray keeps its workers for a minute."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode(errors="replace")
+            if sys.prefix in command or command.startswith("ray::"):
+                total += sum(int(ticks) for ticks in (process / "stat").read_text().rpartition(")")[2].split()[11:15])
+        except OSError:  # it just ended
+            continue
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def num_odd() -> int:
+    """Keys that the server has besides the regular ones."""
     from s3.list_server import ODD_KEYS
 
-    if found != size + len(ODD_KEYS):
-        sys.exit(f"{found:,} rows instead of {size + len(ODD_KEYS):,}")
+    return len(ODD_KEYS)
+
+
+def check(found: int, expected: int) -> None:
+    """Stop when rows are missing: a benchmark that lost some must not print."""
+    if found != expected:
+        sys.exit(f"{found:,} rows instead of {expected:,}")
 
 
 if __name__ == "__main__":
