@@ -140,7 +140,7 @@ def test_a_caller_that_leaves_early_ends_the_actors(local_ray):
 
 def _until_dead(actor):
     for _ in range(100):
-        ray.get(actor.advance.options(max_task_retries=0).remote([(0, WriteRequest(product="cap", num_pairs=4))]))
+        ray.get(actor.advance.remote([(0, WriteRequest(product="cap", num_pairs=4))]))
         time.sleep(0.1)
 
 

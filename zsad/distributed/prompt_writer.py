@@ -4,7 +4,7 @@ An actor loads its model once. The driver keeps up to `max_in_flight` products i
 sends as many new ones, so that answers and scores of all of them share the engine's steps. What finishes and when
 depends on the engine's steps alone: with one actor, equal calls give equal bits.
 
-An actor that dies, fails or finishes nothing for `timeout_s` is restarted, up to `max_restarts` times. The products
+An actor that dies, fails or finishes nothing for `timeout_s` is replaced, up to `max_restarts` times. The products
 that it held are tried once more, one at a time; a product that fails again gets a draft that says why, and so does
 every product when no actor is left. `write` therefore always gives one draft per product, in order.
 
@@ -47,7 +47,7 @@ class ActorConfig:
         max_in_flight: products in an actor at a time.
         start_timeout_s: to place an actor and load its model.
         timeout_s: without a finished product.
-        max_restarts: of an actor.
+        max_restarts: new actors in place of one that failed.
 
     Raises:
         ConfigError: if a value can't be used.
@@ -129,9 +129,8 @@ class PromptActor:
         self._engine = make_engine()
         self._drafter = Drafter(self._engine, model, revision)
 
-    @ray.method(max_task_retries=-1)
     def ready(self) -> int:
-        """The process's id, once the model is loaded; harmless to repeat, so Ray asks again after a restart."""
+        """The process's id, once the model is loaded."""
         return os.getpid()
 
     def advance(self, new: Sequence[tuple[int, WriteRequest]]) -> Progress:
@@ -210,7 +209,7 @@ class ActorWriter:
     def _advance(self, backlog: Backlog) -> None:
         """Fill idle actors, and wait until one of them has something to say."""
         if not self._lanes:
-            self._lanes = [_Lane(self._start(), self._config) for _ in range(self._config.num_actors)]
+            self._lanes = [_Lane(self._start, self._config) for _ in range(self._config.num_actors)]
         for lane in self._lanes:
             lane.fill(backlog)
         busy = {lane.call: lane for lane in self._lanes if lane.call is not None}
@@ -228,17 +227,17 @@ class ActorWriter:
 
 
 class _Lane:
-    """One actor as the driver sees it: starting, idle, in a call, or lost."""
+    """One model as the driver sees it: starting, idle, in a call, or lost. A model that fails starts as a new actor."""
 
-    def __init__(self, actor: Any, config: ActorConfig) -> None:
-        self.actor = actor
+    def __init__(self, start: Callable[[], Any], config: ActorConfig) -> None:
         self.lost = ""  # why it is out of use
         self.call: Any = None
         self.deadline = 0.0
+        self._start = start
         self._config = config
+        self._restarts_left = config.max_restarts
         self._open: set[int] = set()
-        self._is_starting = False
-        self._await_start()
+        self._begin()
 
     def fill(self, backlog: Backlog) -> None:
         """If it is idle, give it new products or let it go on."""
@@ -275,15 +274,17 @@ class _Lane:
 
     def _fail(self, backlog: Backlog, reason: str) -> None:
         log.warning("A language model failed with %d products in work: %s", len(self._open), reason)
+        ray.kill(self.actor)
         backlog.lose(sorted(self._open), reason)
         self._open.clear()
-        if self._is_starting:
+        if self._is_starting or not self._restarts_left:  # a model that does not load would not load again
             self.lost = reason
             return
-        ray.kill(self.actor, no_restart=False)  # Ray starts it anew, while it has restarts left
-        self._await_start()
+        self._restarts_left -= 1
+        self._begin()
 
-    def _await_start(self) -> None:
+    def _begin(self) -> None:
+        self.actor = self._start()
         self._is_starting = True
         self._expect(self.actor.ready.remote(), self._config.start_timeout_s)
 
@@ -337,7 +338,7 @@ def _start_actor(
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
         resources=dict(config.resources),
-        max_restarts=config.max_restarts,
+        max_restarts=0,  # the driver starts new ones: it knows which products were lost, and counts
         max_task_retries=0,
         runtime_env=runtime_env,
     ).remote(make_engine, model, revision)
