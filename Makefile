@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-all lint bench clean setup requirements browser
+.PHONY: demo test test-all lint bench bundles clean setup requirements browser
 
 demo: $(VENV)/.done
 	$(BIN)/python jobs/demo.py --folder $(DEMO)
@@ -26,6 +26,11 @@ lint: $(VENV)/.done
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/throughput.py
+
+# The learned bundles that are shipped over nano; again after every change of its weights.
+bundles: $(VENV)/.done
+	$(BIN)/python jobs/train_prompts.py --config zsad/nano/bundles/faprompt.toml --restart
+	$(BIN)/python jobs/train_prompts.py --config zsad/nano/bundles/dapo.toml --restart
 
 setup: $(VENV)/.done .venv-s3/.done .venv-llm/.done
 

@@ -138,8 +138,10 @@ def parse_ref(ref: str) -> ModelRef | BundleRef:
         return BundleRef(ref)
     backbone, colon, method = ref.rpartition(":")
     backbone, method = (backbone, method) if colon else (ref, DEFAULT_METHOD)
-    if backbone == "nano" and (SHIPPED / method / CONFIG_FILE).is_file():
-        return BundleRef(str(SHIPPED / method))
+    if backbone == "nano" and method in METHOD_NAMES:
+        for folder in (SHIPPED / method, SHIPPED / "bundles" / method):
+            if (folder / CONFIG_FILE).is_file():
+                return BundleRef(str(folder))
     if method not in METHOD_NAMES:
         raise ConfigError(f"detector {ref!r}: unknown method {method!r}; zsad has {', '.join(METHOD_NAMES)}")
     return ModelRef(backbone, method)
