@@ -92,7 +92,7 @@ def test_products_of_a_process_that_died_are_written_after_its_restart(local_ray
     [
         ("kills", "process ended", {}),
         ("hangs", "gave nothing for 2 s", {"timeout_s": 2}),
-        ("raises", "raised RuntimeError: no memory left on the device", {}),
+        ("raises", "the language model raised RuntimeError: no memory left on the device", {}),
     ],
 )
 def test_a_product_that_breaks_its_model_twice_is_given_up_and_its_neighbours_are_not(local_ray, fault, told, changes):
@@ -118,7 +118,7 @@ def test_a_model_that_does_not_load_gives_failures_within_the_time_for_a_start(l
 
     writer = ActorWriter(broken, name="x", model="x", revision="1", config=CONFIG, variables={})
     drafts = written(writer, "cap", "lid")
-    assert all("OSError: no such model" in draft.failure for draft in drafts)
+    assert all("did not load: OSError: no such model" in draft.failure for draft in drafts)
 
 
 def test_an_actor_that_can_not_be_placed_gives_failures_after_the_time_for_a_start(local_ray):

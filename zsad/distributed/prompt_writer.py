@@ -31,6 +31,7 @@ from zsad.prompts.writers.base import Draft, WriteRequest
 from zsad.prompts.writers.drafting import Drafter, Engine
 from zsad.prompts.writers.vllm_engine import EngineConfig, VllmEngine, environment, folder_revision
 
+MAX_TOLD_CHARS = 300
 log = logging.getLogger(__name__)
 
 
@@ -237,6 +238,7 @@ class _Lane:
         self._config = config
         self._restarts_left = config.max_restarts
         self._open: set[int] = set()
+        self._is_starting = False
         self._begin()
 
     def fill(self, backlog: Backlog) -> None:
@@ -254,6 +256,7 @@ class _Lane:
         try:
             answer = ray.get(call)
         except ray.exceptions.RayError as error:
+            log.info("What Ray says of it: %s", error)
             self._fail(backlog, _told(error))
             return
         if self._is_starting:
@@ -345,12 +348,13 @@ def _start_actor(
 
 
 def _told(error: BaseException) -> str:
-    """What happened in an actor, in one sentence for a person."""
+    """What happened in an actor, in one sentence that is the same on every machine."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
-        return f"the language model's process raised {type(cause).__name__}: {str(cause)[:300]}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"the language model's process ended ({type(error).__name__}: {' '.join(lines)[:300]})"
+        return f"the language model raised {type(cause).__name__}: {str(cause)[:MAX_TOLD_CHARS]}"
+    if getattr(error, "actor_init_failed", False):
+        return f"the language model did not load: {str(error).strip().splitlines()[-1][:MAX_TOLD_CHARS]}"
+    return "the language model's process ended, or its machine can't be reached"
 
 
 def _resident_bytes() -> int:
