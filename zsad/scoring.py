@@ -63,6 +63,10 @@ class RowContext:
     template: PartitionTemplate | None
 
 
+class BatchTooLarge(Exception):
+    """A forward pass does not fit in memory, and a smaller batch may."""
+
+
 def decoded_schema(size: int | None) -> pa.Schema:
     """Columns that travel from decoding to scoring for a model input of `size` px; None: of several sizes."""
     return pa.schema(
@@ -180,7 +184,7 @@ def _inspect_group(
         sizes = [(listed[place]["width"], listed[place]["height"]) for place in batch]
         pixels = pixels_NSSC[batch] if is_all else pixels_NSSC[start : start + detector.batch_size]
         failpoints.hit("score")
-        yield from zip(batch, inspect_each(detector, pixels, sizes), strict=True)
+        yield from zip(batch, _inspect_batch(detector, pixels, sizes), strict=True)
 
 
 def encode_map(anomaly_map_hw: NDArray[np.float32]) -> bytes:
@@ -250,15 +254,49 @@ def inspect_each(
 ) -> list[Finding | ImageError]:
     """Findings of a batch; if the batch fails, of each image by itself, so that one image costs one row."""
     try:
-        findings: list[Finding] = detector.inspect_pixels(pixels_BSSC, sizes)
+        return _checked(detector.inspect_pixels(pixels_BSSC, sizes))
     except RuntimeError as error:
-        if len(sizes) == 1:
-            return [ImageError(ErrorCode.MODEL, f"the model failed on this image: {error}")]
-        log.warning("a batch of %d images failed (%s); scoring them one by one", len(sizes), error)
-        singles = (
-            inspect_each(detector, pixels_BSSC[row : row + 1], sizes[row : row + 1]) for row in range(len(sizes))
-        )
-        return [outcome for single in singles for outcome in single]
+        return _inspect_singly(detector, pixels_BSSC, sizes, error)
+
+
+def _inspect_batch(
+    detector: "Detector", pixels_BSSC: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]
+) -> list[Finding | ImageError]:
+    """As `inspect_each`, but that a batch does not fit in memory is no image's fault.
+
+    Raises:
+        BatchTooLarge: half of the batch may fit.
+    """
+    try:
+        return _checked(detector.inspect_pixels(pixels_BSSC, sizes))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error) and detector.batch_size > 1:
+            raise BatchTooLarge(str(error) or "not enough memory") from error
+        return _inspect_singly(detector, pixels_BSSC, sizes, error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, CUDA or torch's CPU allocator say with `error` that memory is used up."""
+    words = ("can't allocate memory", "not enough memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(word in str(error) for word in words)
+    )
+
+
+def _inspect_singly(
+    detector: "Detector", pixels_BSSC: NDArray[np.uint8], sizes: Sequence[tuple[int, int]], error: Exception
+) -> list[Finding | ImageError]:
+    """Findings one by one of a batch that failed with `error`."""
+    if len(sizes) == 1:
+        return [ImageError(ErrorCode.MODEL, f"the model failed on this image: {error}")]
+    log.warning("a batch of %d images failed (%s); scoring them one by one", len(sizes), error)
+    singles = (inspect_each(detector, pixels_BSSC[row : row + 1], sizes[row : row + 1]) for row in range(len(sizes)))
+    return [outcome for single in singles for outcome in single]
+
+
+def _checked(findings: Iterable[Finding]) -> list[Finding | ImageError]:
     not_finite = "the model gave a score that is not a number"
     return [f if math.isfinite(f.raw_score) else ImageError(ErrorCode.MODEL, not_finite) for f in findings]
 

@@ -8,6 +8,7 @@ whatever the order in which threads and processes arrive. Standard library only.
 |---|---|
 | `slow_down` | 503 with S3's SlowDown document |
 | `hidden` | the same document inside HTTP 200 |
+| `flipped` | the right head, and the body with one bit flipped |
 | `reset` | the right head, half of the body, then a connection reset |
 | `short` | the right head, half of the body, then an orderly end of the connection |
 | `silent` | nothing, for as long as it waits |
@@ -188,7 +189,7 @@ class FaultProxy:
                 await asyncio.sleep(0.02)  # a reset discards what the client has not read yet
                 reset(writer)
             return False
-        writer.write(answer_head + content)
+        writer.write(answer_head + (flipped(content) if fault == "flipped" else content))
         await writer.drain()
         return True
 
@@ -211,6 +212,12 @@ def error_answer(status: int, code: str, *, is_head: bool) -> bytes:
     body = _DOCUMENT.format(code).encode()
     head = f"HTTP/1.1 {status} Scripted\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + (b"" if is_head else body)
+
+
+def flipped(content: bytes) -> bytes:
+    """The content with one bit in its middle flipped."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

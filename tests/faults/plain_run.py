@@ -146,3 +146,7 @@ def _acknowledge(path: Path, line: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, f"{line}\n".encode())  # one short write: lines of two drivers don't mix
     os.close(descriptor)
+
+
+if __name__ == "__main__":  # SOURCE OUTPUT ACKS: in this process, for a test that needs another mount namespace
+    _main(PlainRun(source=sys.argv[1], output=sys.argv[2], acks=Path(sys.argv[3])))

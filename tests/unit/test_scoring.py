@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from zsad.decode_child import DecodeChild
@@ -18,7 +19,18 @@ from zsad.errors import ErrorCode, ImageError, StorageError
 from zsad.images import DecodeLimits, Preprocess, decode_image
 from zsad.partition import PartitionTemplate
 from zsad.report.schema import RunStamp, report_schema
-from zsad.scoring import MAP_PNG, PIXELS, SHARD, RowContext, decode_objects, decoded_schema, encode_map, score_table
+from zsad.scoring import (
+    MAP_PNG,
+    PIXELS,
+    SHARD,
+    BatchTooLarge,
+    RowContext,
+    decode_objects,
+    decoded_schema,
+    encode_map,
+    is_out_of_memory,
+    score_table,
+)
 from zsad.storage import open_store
 
 LIMITS = DecodeLimits(max_bytes=50_000)
@@ -208,6 +220,19 @@ def test_a_batch_that_fails_costs_only_the_bad_image(context):
     assert detector.calls == [[10, 20], [10], [20], [30, 40]]
 
 
+def test_a_batch_that_does_not_fit_in_memory_is_no_images_fault(context):
+    class Full(StubDetector):
+        def inspect_pixels(self, pixels, sizes):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    detector = Full()
+    with pytest.raises(BatchTooLarge, match="can't allocate memory"):
+        score_table(detector, table_of([10, 20]), context)
+    detector.batch_size = 1
+    rows = score_table(detector, table_of([10, 20]), context).to_pylist()
+    assert [row["error_code"] for row in rows] == ["model", "model"]
+
+
 def test_a_score_that_is_no_number_is_an_error(context):
     rows = score_table(StubDetector(nan=[20]), table_of([10, 20]), context).to_pylist()
     assert [row["error_code"] for row in rows] == [None, "model"]
@@ -288,3 +313,26 @@ def test_decoding_needs_no_torch():
     """A decode worker that imports it starts two seconds later, and workers start often."""
     code = "import sys, zsad.distributed.stages; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("shapes do not match"), False),
+    ],
+)
+def test_want_of_memory_is_told_from_other_failures(error, is_memory):
+    assert is_out_of_memory(error) is is_memory
+
+
+def test_the_real_allocator_says_it_in_words_that_are_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)

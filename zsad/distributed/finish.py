@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import ray
 
 from zsad.distributed.gallery import write_gallery
+from zsad.distributed.memory_guard import num_halvings
 from zsad.distributed.stages import Plan, partition_fields
 from zsad.distributed.store_watch import StoreWatch
 from zsad.report import compact, delta, ledger, publish
@@ -83,6 +84,7 @@ def finish_run(
         stats=total(record.stats for record in records),
         publishing_seconds=now - began,
         memory=watch.memory(),
+        num_halvings=num_halvings(output, plan.run_id),
     )
     summary.check(listed.num_objects + listed.num_carried)
     selection, gallery_uri = write_gallery(plan, summary)

@@ -21,12 +21,23 @@ from zsad import failpoints
 from zsad.batch_config import BatchConfig
 from zsad.decode_child import DecodeChild
 from zsad.detector_index import DetectorIndex, Entry
+from zsad.distributed.memory_guard import MemoryGuard
 from zsad.errors import ModelError, StorageError, TooManyBadImages, ZsadError
 from zsad.report import ledger, manifest
 from zsad.report.paths import DETECTORS_JSON, run_key
 from zsad.report.schema import RunStamp, report_schema
 from zsad.report.stats import Stats, heap_bytes, peak_bytes
-from zsad.scoring import MAP_PNG, SHARD, Group, RowContext, decode_objects, decoded_schema, score_groups, undecoded
+from zsad.scoring import (
+    MAP_PNG,
+    SHARD,
+    BatchTooLarge,
+    Group,
+    RowContext,
+    decode_objects,
+    decoded_schema,
+    score_groups,
+    undecoded,
+)
 from zsad.storage import ObjectInfo, Store, counters, open_store
 
 if TYPE_CHECKING:
@@ -64,7 +75,7 @@ class Plan:
         """
         return read_detectors(self.output, self.run_id)
 
-    def open_detectors(self) -> "DetectorCache":
+    def open_detectors(self, batch_size: int | None = None) -> "DetectorCache":
         """An empty cache for this process, on its GPU if it has a share of one, else on one thread of the CPU."""
         import torch
 
@@ -73,7 +84,7 @@ class Plan:
         if not self.config.num_gpus_per_scorer:
             torch.set_num_threads(1)
         device = "cuda" if self.config.num_gpus_per_scorer else "cpu"
-        return DetectorCache(device=device, batch_size=self.config.batch_size)
+        return DetectorCache(device=device, batch_size=batch_size or self.config.batch_size)
 
 
 @lru_cache(maxsize=2)
@@ -159,7 +170,10 @@ class ShardScorer:
     def _load(self, plan: Plan) -> None:
         self._index = plan.detectors
         self._output = plan.output
-        self._detectors = plan.open_detectors()
+        cap_bytes = int(plan.config.scorer_memory_gib * 2**30)
+        self._guard = MemoryGuard(plan.output, plan.run_id, plan.config.batch_size, cap_bytes)
+        self._plan = plan
+        self._detectors = plan.open_detectors(self._guard.batch_size)
         self._context = RowContext(
             stamp=RunStamp(run_id=plan.run_id, config_hash=plan.config_hash),
             output=plan.output,
@@ -180,9 +194,21 @@ class ShardScorer:
             raise self._failure
         began = time.monotonic()
         before = _stats_of(decoded)
-        table = score_groups(self._groups(decoded["key"].to_pylist()), decoded.drop_columns([STATS]), self._context)
+        table = self._score(decoded["key"].to_pylist(), decoded.drop_columns([STATS]))
         stats = Stats(score_s=time.monotonic() - began, score_peak_bytes=peak_bytes(), score_heap_bytes=heap_bytes())
         return _with_stats(table, before + stats)
+
+    def _score(self, keys: Sequence[str], decoded: pa.Table) -> pa.Table:
+        """Report rows, with half of the batch as often as it does not fit in memory."""
+        while True:
+            try:
+                table = score_groups(self._groups(keys), decoded, self._context)
+            except BatchTooLarge as error:
+                self._guard.halve(str(error))
+                self._detectors = self._plan.open_detectors(self._guard.batch_size)
+            else:
+                self._guard.check()
+                return table
 
     def _groups(self, keys: Sequence[str]) -> Iterator[Group]:
         for entry, places in _grouped(self._index, keys):
@@ -218,7 +244,7 @@ class ShardSink(Datasink[int]):
         stats = _stats_of(block) + Stats(write_s=time.monotonic() - began)
         record = ledger.with_stats(record, stats.with_traffic(counters.snapshot() - before))
         counted = ledger.commit_shard(output, plan.run_id, record)
-        reason = ray.get(self._tally.add.remote(counted.rows, counted.errors, counted.anomalies))
+        reason = ray.get(self._tally.add.remote(shard, counted.rows, counted.errors, counted.anomalies))
         if reason:
             raise TooManyBadImages(reason)
         return counted.rows

@@ -39,6 +39,7 @@ class RunSummary:
         stats: what scoring cost.
         publishing_seconds: putting files together and publishing.
         memory: beside the workers', which is in `stats`.
+        num_halvings: how often scorers went on with half of the batch for want of memory.
     """
 
     run_id: str
@@ -58,6 +59,7 @@ class RunSummary:
     stats: Stats = field(default_factory=Stats)
     publishing_seconds: float = 0.0
     memory: Memory = field(default_factory=Memory)
+    num_halvings: int = 0
 
     @property
     def images_per_s(self) -> float | None:
@@ -125,6 +127,7 @@ class RunSummary:
             ("work", f"{work}, summed over workers" if stats.decode_s else ""),
             ("traffic", f"{read}, {stats.retries:,} retries, {stats.throttles:,} throttles" if stats.requests else ""),
             ("memory", f"peaks: {peak}{store}{spilled}" if peak else ""),
+            ("batch", f"halved {self.num_halvings} times because memory was used up" if self.num_halvings else ""),
         ]
 
 
