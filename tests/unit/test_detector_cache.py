@@ -1,11 +1,12 @@
 """Detectors of many bundles in one process: shared backbone, bounded memory, forgotten by last use."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
-from zsad.bundle import read_config, write_bundle
+from zsad.bundle import DetectorConfig, read_config, write_bundle
 from zsad.detector_cache import DetectorCache, held_bytes
 from zsad.errors import ModelError
 
@@ -33,6 +34,18 @@ def test_the_same_weights_under_another_name_are_one_backbone(bundles, tiny_fold
     write_bundle(bundles[1], type(stored).from_dict(plain, "test"), (tmp_path / "a/tensors.safetensors").read_bytes())
     cache = DetectorCache(device="cpu", batch_size=4)
     assert cache.get(bundles[0]).backbone is cache.get(bundles[1]).backbone
+
+
+def test_the_same_weights_described_otherwise_are_another_backbone(bundles, tiny_folder, tmp_path):
+    """Where the value-value path begins is no tensor, and changes every map."""
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    described = json.loads((copy / "open_clip_config.json").read_text())
+    (copy / "open_clip_config.json").write_text(json.dumps(described | {"zsad": {"vv_start": 0}}))
+    plain = read_config(bundles[0]).to_dict() | {"backbone": str(copy)}
+    stored = DetectorConfig.from_dict(plain, "test")
+    write_bundle(bundles[1], stored, (tmp_path / "a/tensors.safetensors").read_bytes())
+    cache = DetectorCache(device="cpu", batch_size=4)
+    assert cache.get(bundles[0]).backbone is not cache.get(bundles[1]).backbone
 
 
 def test_the_least_recently_used_is_forgotten_first(bundles):

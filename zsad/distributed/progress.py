@@ -42,9 +42,15 @@ class Tally:
         self.max_error_share = max_error_share
         self.reason = ""
         self._checked_rows = 0
+        self._seen = bytearray()  # a bit for each shard
 
-    def add(self, rows: int, errors: int, anomalies: int) -> str:
-        """Count a shard; returns why to stop, or an empty string."""
+    def add(self, shard: int, rows: int, errors: int, anomalies: int) -> str:
+        """Count a shard, once however often its task is repeated; returns why to stop, or an empty string."""
+        place, bit = shard // 8, 1 << shard % 8
+        self._seen.extend(bytes(max(0, place + 1 - len(self._seen))))
+        if self._seen[place] & bit:
+            return self.reason
+        self._seen[place] |= bit
         old = self.counts
         self.counts = Counts(old.rows + rows, old.errors + errors, old.anomalies + anomalies)
         if self.counts.rows - self._checked_rows >= CHECK_EVERY_ROWS:
