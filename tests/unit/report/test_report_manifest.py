@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from zsad.errors import ConfigError, StorageError
+from zsad.errors import CommitConflict, ConfigError, StorageError
 from zsad.report.manifest import (
+    SHARDS_PER_FILE,
     ListingOptions,
     iter_listing,
     load_manifest_summary,
@@ -95,6 +96,103 @@ def test_repeated_keys_count_once_and_a_listing_backwards_is_refused():
     assert [info.key for info in iter_listing(ListedStore(keys), ListingOptions())] == ["a", "b"]
     with pytest.raises(StorageError, match="backwards at s3://listed/a"):
         list(iter_listing(ListedStore(["b", "a"]), ListingOptions()))
+
+
+def listed_rows(output, run_id="r"):
+    summary = load_manifest_summary(output, run_id)
+    return [info for shard in range(summary.num_shards) for info in read_manifest_shard(output, run_id, shard)]
+
+
+def manifest_bytes(output, run_id="r"):
+    prefix = f"runs/{run_id}/manifest/"
+    return {info.key.removeprefix(prefix): output.get(info.key, max_bytes=10**6) for info in output.list(prefix)}
+
+
+class BreakingStore(ListedStore):
+    """Breaks at a key, once; remembers where listings began."""
+
+    def __init__(self, keys, broken):
+        super().__init__(keys)
+        self.broken = broken
+        self.starts = []
+
+    def list(self, _prefix="", after=""):
+        """Yield the keys up to the broken one."""
+        self.starts.append(after)
+        for info in super().list(after=after):
+            if info.key == self.broken:
+                self.broken = None
+                raise StorageError("the connection broke")
+            yield info
+
+
+KEYS = [f"{number:04d}" for number in range(3 * SHARDS_PER_FILE + 5)]
+
+
+@pytest.mark.parametrize("place", [0, 5, SHARDS_PER_FILE - 1, SHARDS_PER_FILE, 3 * SHARDS_PER_FILE, len(KEYS) - 1])
+def test_a_second_start_goes_on_and_ends_with_the_same_manifest(tmp_path, place):
+    options = ListingOptions(rows_per_shard=1)
+    whole, resumed = open_store(str(tmp_path / "whole")), open_store(str(tmp_path / "resumed"))
+    write_manifest(ListedStore(KEYS), whole, "r", options)
+    source = BreakingStore(KEYS, KEYS[place])
+    with pytest.raises(StorageError, match="the connection broke"):
+        write_manifest(source, resumed, "r", options)
+    write_manifest(source, resumed, "r", ListingOptions(rows_per_shard=7))  # an interrupted manifest keeps its shards
+    num_kept = place // SHARDS_PER_FILE * SHARDS_PER_FILE
+    assert source.starts == ["", KEYS[num_kept - 1] if num_kept else ""]
+    if num_kept:
+        assert manifest_bytes(resumed) == manifest_bytes(whole)
+    assert [info.key for info in listed_rows(resumed)] == KEYS
+
+
+def test_a_listing_that_had_ended_is_not_gone_on_with(tmp_path):
+    output = open_store(str(tmp_path))
+    write_manifest(ListedStore(["a", "b"]), output, "r", ListingOptions(rows_per_shard=2))
+    output.delete("runs/r/manifest/_DONE.json")  # as after a crash right before it
+    summary = write_manifest(ListedStore(["a", "b", "c"]), output, "r", ListingOptions(rows_per_shard=2))
+    assert (summary.num_objects, summary.num_shards) == (2, 1)
+
+
+def test_shards_are_announced_when_they_can_be_read(tmp_path):
+    output, told = open_store(str(tmp_path)), []
+
+    def announce(num_shards):
+        told.append((num_shards, [read_manifest_shard(output, "r", shard)[0].key for shard in range(num_shards)]))
+
+    write_manifest(ListedStore(KEYS), output, "r", ListingOptions(rows_per_shard=2), announce=announce)
+    assert told == [(0, []), (32, KEYS[0:64:2]), (51, KEYS[0:101:2])]
+
+
+def test_a_file_that_another_driver_wrote_is_never_replaced(tmp_path):
+    output = open_store(str(tmp_path))
+
+    def late():  # another driver took the lease over and listed, between the listing here and its first write
+        if not output.exists("runs/r/manifest/00000000.parquet"):
+            write_manifest(ListedStore(["a", "b"]), output, "r", ListingOptions())
+
+    with pytest.raises(CommitConflict, match="was written by another driver"):
+        write_manifest(ListedStore(["x"]), output, "r", ListingOptions(), guard=late)
+    assert [info.key for info in listed_rows(output)] == ["a", "b"]
+
+
+def test_older_objects_are_left_out_and_do_not_count_for_the_limit():
+    options = ListingOptions(newer_than=datetime(2026, 3, 2, tzinfo=UTC), limit=1)
+    assert list(iter_listing(ListedStore(["a"]), options)) == []
+    at = ListingOptions(newer_than=datetime(2026, 3, 1, tzinfo=UTC), limit=1)
+    assert [info.key for info in iter_listing(ListedStore(["a", "b"]), at)] == ["a"]
+
+
+def test_age_that_is_not_known_is_refused():
+    class Ageless(ListedStore):
+        """Does not say when."""
+
+        def list(self, _prefix="", after=""):
+            """Yield a key without its time."""
+            yield ObjectInfo(key="a", uri="s3://listed/a", size_bytes=None, etag="", last_modified=None)
+
+    assert summarise_listing(Ageless([]), ListingOptions()).num_bytes == 0
+    with pytest.raises(ConfigError, match="does not say when s3://listed/a was modified, which --since needs"):
+        list(iter_listing(Ageless([]), ListingOptions(newer_than=datetime(2026, 3, 1, tzinfo=UTC))))
 
 
 def test_an_output_inside_the_input_is_refused(source):
