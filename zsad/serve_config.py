@@ -64,7 +64,7 @@ class ServeConfig:
     tokens_file: str = ""
     token_rate: float = 0.0
     token_burst: int = 64
-    batch_size: int = 16
+    batch_size: int = 4
     batch_bytes: int = 64 * _MIB
     batch_wait_ms: float = 5.0
     num_scorers: int = 1
@@ -82,7 +82,7 @@ class ServeConfig:
     drain_s: float = 30.0
     cache_bytes: int = 1024 * _MIB
     reload_s: float = 10.0
-    decode: DecodeLimits = field(default_factory=lambda: DecodeLimits(max_bytes=20 * _MIB))
+    decode: DecodeLimits = field(default_factory=DecodeLimits)
 
     def __post_init__(self) -> None:
         """Refuse what can't work, naming the field."""

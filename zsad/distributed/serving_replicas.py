@@ -240,7 +240,7 @@ def load_detectors(config: ServeConfig) -> "LoadedDetectors":
 
 def _load_problem(key: DetectorKey, error: ZsadError) -> Problem:
     """What a client is told; the error itself names places and stays in the log."""
-    if isinstance(error, ModelError):
+    if isinstance(error, ModelError) or (isinstance(error, StorageError) and error.code == ErrorCode.MISSING):
         return Problem("no_detector", f"the detector {key.name!r} can't be loaded; the operator's log says why")
     if isinstance(error, ConfigError):
         return Problem("invalid_parameter", f"the detector {key.name!r} can't be used in this way; ask for no object")
