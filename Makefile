@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-all lint bench bundles clean setup requirements browser
+.PHONY: demo test test-all lint bench bundles clean setup requirements browser serve
 
 demo: $(VENV)/.done
 	$(BIN)/python jobs/demo.py --folder $(DEMO)
@@ -31,6 +31,10 @@ bench: $(VENV)/.done
 bundles: $(VENV)/.done
 	$(BIN)/python jobs/train_prompts.py --config zsad/nano/bundles/faprompt.toml --restart
 	$(BIN)/python jobs/train_prompts.py --config zsad/nano/bundles/dapo.toml --restart
+
+# The endpoint on 127.0.0.1:8000; ZSAD_SERVE_CONFIG names its settings (docs/http.md).
+serve: $(VENV)/.done
+	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=zsad.http.proxy_guard:install $(BIN)/serve run serve.app:app
 
 setup: $(VENV)/.done .venv-s3/.done .venv-llm/.done
 
