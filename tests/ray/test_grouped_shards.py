@@ -14,6 +14,7 @@ from zsad.batch_config import BatchConfig
 from zsad.bundle import DetectorConfig
 from zsad.detector import Detector
 from zsad.detector_index import DetectorIndex, Entry
+from zsad.distributed.gallery import _tiles
 from zsad.distributed.stages import STATS, Plan, ShardScorer, decode_block
 from zsad.images import DecodeLimits, Preprocess, decode_image
 from zsad.report.ledger import canonical_json
@@ -138,3 +139,15 @@ def test_objects_without_a_detector_are_not_fetched(plan):
     index = sum(info.size_bytes for info in plan.output.list("runs/r/detectors.json"))
     read = int(stats.split('"bytes_read": ')[1].split(",")[0])
     assert sum(wanted) <= read <= sum(wanted) + manifest + index
+
+
+def test_the_gallery_looks_with_the_same_detectors(plan, detectors):
+    uris = [plan.source.uri(f"{number}/{name}.png") for number in range(2) for name in "cab"]
+    tiles = dict(_tiles(plan, uris))
+    assert sorted(tiles) == sorted(uris)
+    for uri, tile in tiles.items():
+        name = uri.rpartition("/")[2][0]
+        image = decode_image(plan.source.get(plan.source.key(uri), max_bytes=10**6), DecodeLimits())
+        (finding,) = detectors[name].inspect([image])
+        np.testing.assert_array_equal(tile.anomaly_map, finding.anomaly_map)
+        assert tile.thumbnail.shape == (30, 50, 3)

@@ -35,7 +35,7 @@ def append_runs(output: Store, table_url: str) -> list[str]:
     """
     from deltalake.exceptions import DeltaError
 
-    url, options = open_store(table_url).url, _storage_options(table_url)
+    url, options = open_store(table_url).url, storage_options(table_url)
     try:
         known = _table(url, options)
         missing = [run_id for run_id in published_runs(output) if not _holds(known, run_id)]
@@ -72,8 +72,8 @@ def _own_rows(report: ds.Dataset, run_id: str) -> Iterator[pa.RecordBatch]:
             yield batch.cast(schema)
 
 
-def _storage_options(url: str) -> dict[str, str]:
-    """What the writer needs besides the AWS variables: leave for plain HTTP where the endpoint has no TLS."""
+def storage_options(url: str) -> dict[str, str]:
+    """What `deltalake` needs besides the AWS variables to reach `url`: leave for plain HTTP where there is no TLS."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if not url.startswith("s3://") or not endpoint:
         return {}
