@@ -1,4 +1,4 @@
-"""The end of a run: put its files together, publish, add it to the Delta table, sum up, write the gallery."""
+"""The end of a run: put its files together, publish, sum up, write the gallery, add it to the Delta table."""
 
 import logging
 import time
@@ -62,9 +62,6 @@ def finish_run(
         carried=carried,
         parts=parts,
     )
-    if plan.config.delta:
-        added = delta.append_runs(output, plan.config.delta)
-        log.info("added to the Delta table %s: %s", plan.config.delta, ", ".join(added) or "nothing new")
     now = time.monotonic()
     summary = RunSummary(
         run_id=state.run_id,
@@ -81,7 +78,7 @@ def finish_run(
         num_resumed=scored.num_resumed,
         error_counts=published.error_counts,
         num_files=len(published.files),
-        stats=total(record.stats for record in records),
+        stats=total(record.stats for record in records).with_traffic(watch.traffic()),
         publishing_seconds=now - began,
         memory=watch.memory(),
         num_halvings=num_halvings(output, plan.run_id),
@@ -89,6 +86,9 @@ def finish_run(
     summary.check(listed.num_objects + listed.num_carried)
     selection, gallery_uri = write_gallery(plan, summary)
     output.put(run_key(plan.run_id, "summary.json"), canonical_json(summary.to_dict()))
+    if plan.config.delta:
+        added = delta.append_runs(output, plan.config.delta)
+        log.info("added to the Delta table %s: %s", plan.config.delta, ", ".join(added) or "nothing new")
     return summary.table(selection.counts, gallery_uri)
 
 
@@ -99,12 +99,14 @@ def put_together(plan: Plan, records: Sequence[ShardRecord]) -> list[DataFile] |
     if all(len(part) == 1 and part[0].is_whole for part in parts):
         return None
     log.info("putting %d files together to %d", len(records), len(parts))
+    tasks: list[ray.ObjectRef] = []
     running: list[ray.ObjectRef] = []
     for number, part in enumerate(parts):
-        if len(running) - _TASKS_AHEAD >= 0:
-            ray.wait(running[-_TASKS_AHEAD:], num_returns=1)
-        running.append(_write_part.remote(plan, number, part))
-    return list(ray.get(running))
+        if len(running) == _TASKS_AHEAD:
+            _, running = ray.wait(running, num_returns=1)
+        tasks.append(_write_part.remote(plan, number, part))
+        running.append(tasks[-1])
+    return list(ray.get(tasks))
 
 
 @ray.remote(num_cpus=1)

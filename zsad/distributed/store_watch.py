@@ -11,14 +11,17 @@ import ray
 
 from zsad.report.stats import peak_bytes
 from zsad.report.summary import Memory
+from zsad.storage import counters
+from zsad.storage.counters import Counters
 
 log = logging.getLogger(__name__)
 
 
 class StoreWatch:
-    """Samples the object store of all machines together; made when a run begins."""
+    """Samples the object store of all machines together, and counts the driver's requests; made when a run begins."""
 
     def __init__(self) -> None:
+        self._before = counters.snapshot()
         self._state: Any = None
         self._peak_bytes = 0
         self._first = self._last = self._read()
@@ -41,6 +44,10 @@ class StoreWatch:
             store_peak_bytes=self._peak_bytes,
             spilled_bytes=int(self._last.spilled_bytes_total - self._first.spilled_bytes_total),
         )
+
+    def traffic(self) -> Counters:
+        """What this process asked of storage since the watch began: listing, records, manifests."""
+        return counters.snapshot() - self._before
 
     def _read(self) -> Any:
         """Ray's `StoreStats`, or None."""

@@ -36,7 +36,7 @@ class RunSummary:
         num_resumed: rows of this run that were there when the call began.
         error_counts: rows without a score, by code.
         num_files: Parquet files of the report.
-        stats: what scoring cost.
+        stats: what scoring cost, and the requests of the driver.
         publishing_seconds: putting files together and publishing.
         memory: beside the workers', which is in `stats`.
         num_halvings: how often scorers went on with half of the batch for want of memory.
