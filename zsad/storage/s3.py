@@ -13,6 +13,7 @@ Each attempt has 5 s to connect and 10 s without a byte; botocore's and s3fs's o
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
@@ -40,7 +41,10 @@ READ_TIMEOUT_S = 10.0
 ATTEMPT_TIMEOUT_S = 60.0
 KEYS_PER_PAGE = 1000
 POLICY = RetryPolicy()
+MAX_MD5_RETRIES = 2
 _LIMIT = AdaptiveLimit()
+_MD5 = re.compile("[0-9a-f]{32}")
+_BUCKETS_WITH_MD5: set[str] = set()
 T = TypeVar("T")
 
 
@@ -95,7 +99,7 @@ class S3Store(Store):
     def get(self, key: str, *, max_bytes: int, etag: str | None = None) -> bytes:
         """Read one object; see `Store.get`."""
         uri = self.uri(key)
-        return self._retried("read", uri, lambda _: self._read(key, max_bytes, etag))
+        return self._retried("read", uri, lambda number: self._read(key, max_bytes, etag, number))
 
     def put(self, key: str, data: bytes) -> None:
         """Write one object; see `Store.put`."""
@@ -150,7 +154,7 @@ class S3Store(Store):
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:
-            return self._read(key, len(data), None) == data
+            return self._read(key, len(data), None, 0) == data
         except ImageError:  # more bytes than ours
             return False
 
@@ -211,7 +215,7 @@ class S3Store(Store):
             last_modified=item["LastModified"].astimezone(UTC),
         )
 
-    def _read(self, key: str, max_bytes: int, etag: str | None) -> bytes:
+    def _read(self, key: str, max_bytes: int, etag: str | None, number: int) -> bytes:
         uri = self.uri(key)
         response = self._call_once("get_object", Key=self.root + key)
         found = response.get("ETag", "").strip('"')
@@ -224,11 +228,36 @@ class S3Store(Store):
         counters.count(bytes_read=len(data))
         if len(data) != int(response["ContentLength"]):
             raise StorageError(f"{uri}: {len(data):,} of {response['ContentLength']:,} bytes came", retryable=True)
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         code = s3_errors.hidden_error_code(data)
-        if code and found not in {etag, hashlib.md5(data, usedforsecurity=False).hexdigest()}:
+        if code and found not in {etag, md5}:
             raise s3_errors.error_from_code(code, 200, "inside a success", uri, "read")
         require_etag(found, etag, uri)
+        self._check_content(response, found, md5, uri, number)
         return data
+
+    def _check_content(self, response: dict[str, Any], etag: str, md5: str, uri: str, number: int) -> None:
+        """Compare the content with an etag that is its MD5: bits may flip on the way, and JPEGs hide it.
+
+        Etags of uploads in parts and of some encryptions are none, and other servers make them as they like; so it
+        counts only in a bucket where an etag was seen to be an MD5.
+
+        Raises:
+            StorageError: they differ at one of the first attempts; read again.
+            ImageError: CHANGED when they still differ.
+        """
+        if md5 == etag:
+            _BUCKETS_WITH_MD5.add(self.bucket)
+        elif self.bucket in _BUCKETS_WITH_MD5 and _MD5.fullmatch(etag) and not _is_encrypted_otherwise(response):
+            message = f"the content of {uri} has MD5 {md5}, its etag says {etag}"
+            if number < MAX_MD5_RETRIES:
+                raise StorageError(message, retryable=True)
+            raise ImageError(ErrorCode.CHANGED, f"{message}; it was damaged on the way or in the store")
+
+
+def _is_encrypted_otherwise(response: dict[str, Any]) -> bool:
+    """Whether the object is stored under a kind of encryption that makes its etag no MD5."""
+    return "SSECustomerAlgorithm" in response or str(response.get("ServerSideEncryption", "")).startswith("aws:kms")
 
 
 async def _read_body(body: "StreamingBody") -> bytes:

@@ -1,5 +1,6 @@
 """What the S3 store does when the server misbehaves: a scripted server answers each request from a list."""
 
+import hashlib
 import socket
 import threading
 import time
@@ -183,6 +184,37 @@ def test_too_many_bytes_and_a_changed_etag_are_the_images_fault(script, store):
     with pytest.raises(ImageError) as caught:
         store.get("x.png", max_bytes=10, etag="old")
     assert caught.value.code == ErrorCode.CHANGED
+
+
+def test_content_that_is_not_its_etags_md5_is_read_again_then_changed(script, store):
+    md5 = hashlib.md5(b"pixels", usedforsecurity=False).hexdigest()
+    script.answers = [content(b"pixels", etag=md5), content(b"pixelz", etag=md5), content(b"pixels", etag=md5)]
+    assert [store.get("x.png", max_bytes=10) for _ in range(2)] == [b"pixels"] * 2
+    assert len(script.requests) == 3
+    script.answers = [content(b"pixelz", etag=md5)]
+    with pytest.raises(ImageError, match="damaged") as caught:
+        store.get("x.png", max_bytes=10, etag=md5)
+    assert caught.value.code == ErrorCode.CHANGED
+    assert len(script.requests) == 3 + 1 + s3.MAX_MD5_RETRIES
+
+
+@pytest.mark.parametrize(
+    ("bucket", "etag", "headers"),
+    [
+        ("never-md5", "0" * 32, {}),
+        ("bucket", "0" * 32 + "-7", {}),
+        ("bucket", "0" * 32, {"x-amz-server-side-encryption": "aws:kms"}),
+        ("bucket", "0" * 32, {"x-amz-server-side-encryption-customer-algorithm": "AES256"}),
+    ],
+    ids=["a server with etags of its own", "upload in parts", "KMS", "customer's key"],
+)
+def test_etags_that_are_no_md5_prove_nothing(script, bucket, etag, headers):
+    script.answers = [content(b"pixels", etag=hashlib.md5(b"pixels", usedforsecurity=False).hexdigest())]
+    open_store("s3://bucket").get("x.png", max_bytes=10)
+    answer = content(b"pixels", etag=etag)
+    answer.headers |= headers
+    script.answers = [answer]
+    assert open_store(f"s3://{bucket}").get("x.png", max_bytes=10, etag=etag) == b"pixels"
 
 
 def test_put_if_absent_tells_refusal_from_race(script, store):
