@@ -13,6 +13,7 @@ most 5 % more memory than the first.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -23,7 +24,7 @@ import ray
 
 from zsad.distributed.prompt_writer import ActorConfig, vllm_writer
 from zsad.prompts.writers.base import WriteRequest
-from zsad.prompts.writers.request import messages, parse, schema, scored_text
+from zsad.prompts.writers.request import BadAnswer, messages, parse, schema, scored_text
 from zsad.prompts.writers.vllm_engine import TOKENS_PER_PAIR, EngineConfig, environment, folder_revision
 
 MORE_MEMORY = 1.05
@@ -85,8 +86,9 @@ def by_ray_data(requests: list[WriteRequest], arguments: argparse.Namespace) -> 
     texts = []
     for row in answers:
         request = requests[row["product"]]
-        for text, side in parse(row["generated_text"], request):
-            texts.append({"prompt": scored_text(request, text, side)[1], "product": row["product"]})
+        with contextlib.suppress(BadAnswer):
+            looks = parse(row["generated_text"], request)
+            texts += [{"prompt": scored_text(request, *look)[1], "product": row["product"]} for look in looks]
     parameters = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
     scores = processed([text | {"sampling_params": parameters} for text in texts], model, arguments.slots, chat=False)
     seconds = time.monotonic() - answered
@@ -118,10 +120,15 @@ def processed(rows: list[dict], model: str, slots: int, *, chat: bool) -> list[d
         concurrency=1,
         log_engine_metrics=False,
     )
-    processor = build_processor(
-        config, postprocess=lambda row: {name: row[name] for name in ("product", "generated_text")}
-    )
+    processor = build_processor(config, postprocess=result)
     return processor(ray.data.from_items(rows)).take_all()
+
+
+def result(row: dict) -> dict:
+    """A finished row: the answer, and the mean log-probability of the prompt where it was asked for."""
+    places = [next(iter(place.values())) for place in (row.get("prompt_logprobs") or ()) if place]
+    mean = statistics.fmean(place["logprob"] for place in places) if places else None
+    return {"product": row["product"], "generated_text": row["generated_text"], "log_prob": mean}
 
 
 def answer_parameters(request: WriteRequest) -> dict:
