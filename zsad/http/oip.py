@@ -9,6 +9,7 @@ Source: the protocol's specification and its extension for binary data, as KServ
 """
 
 import json
+import math
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from zsad.http.problems import Problem
-from zsad.http.requests import readable
+from zsad.http.requests import validated
 from zsad.serve_config import MAX_BATCH_IMAGES
 
 VERSION = "1"
@@ -81,10 +82,7 @@ def parse_infer(body: bytes, header_length: str | None) -> Infer:
         Problem: saying what does not fit.
     """
     size = _header_size(body, header_length)
-    try:
-        request = InferRequest.model_validate_json(body[:size])
-    except ValidationError as error:
-        raise Problem("invalid_parameter", readable(error.errors())) from error
+    request = validated(InferRequest, body[:size])
     images = _images(request.inputs[0], body[size:])
     return Infer(request.id, images, request.parameters, _wanted(request))
 
@@ -137,7 +135,8 @@ def metadata(model: str) -> dict[str, Any]:
 def _header_size(body: bytes, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
-    if not header_length.isdigit() or not 0 < int(header_length) <= min(len(body), MAX_HEADER_BYTES):
+    is_number = header_length.isdecimal() and len(header_length) <= 9
+    if not is_number or not 0 < int(header_length) <= min(len(body), MAX_HEADER_BYTES):
         raise Problem("bad_request", f"Inference-Header-Content-Length does not fit a body of {len(body):,} bytes")
     return int(header_length)
 
@@ -149,7 +148,7 @@ def _images(tensor: Tensor, tail: bytes) -> list[bytes]:
     if size is not None and size != len(tail):
         raise Problem("bad_request", f"binary_data_size does not fit the {len(tail):,} bytes behind the header")
     images = _elements(tail) if size is not None else _decoded(tensor.data or [])
-    if not 1 <= len(images) <= MAX_BATCH_IMAGES or np.prod(tensor.shape, dtype=np.int64) != len(images):
+    if not 1 <= len(images) <= MAX_BATCH_IMAGES or math.prod(tensor.shape) != len(images):
         raise Problem("bad_request", f"{len(images)} images; send 1 to {MAX_BATCH_IMAGES}, as many as the shape says")
     return images
 
