@@ -94,13 +94,22 @@ function refused(response, problem) {
   const status = response.status;
   return new Refusal(kindOf(status), {
     status,
-    title: problem.title || `The server answered ${status}`,
-    detail: problem.detail || "",
+    title: UNREADABLE.has(problem.code) ? "This image can't be read" : (TITLES[status] ?? TITLES[kindOf(status)]),
+    detail: problem.detail || problem.title || "The server did not say why.",
     code: problem.code || "",
     requestId: problem.request_id || response.headers.get("X-Request-ID") || "",
     wait_s: waitOf(response.headers.get("Retry-After")),
   });
 }
+
+const TITLES = {
+  busy: "The server is busy",
+  access: "An access token is needed",
+  request: "The server refused this",
+  server: "The server failed",
+  413: "Too large",
+};
+const UNREADABLE = new Set(["empty", "truncated", "unknown_format", "too_small", "decode", "decode_timeout"]);
 
 function kindOf(status) {
   if (status === 429 || status === 503) return "busy";
