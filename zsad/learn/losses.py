@@ -21,8 +21,12 @@ def focal_loss(probabilities_BCRQ: Tensor, classes_BRQ: Tensor) -> Tensor:
         probabilities_BCRQ: [0, 1], summing to 1 over at least two classes.
         classes_BRQ: int64, the true class of each pixel.
     """
-    num_classes = probabilities_BCRQ.shape[1]
     true_BRQ = probabilities_BCRQ.gather(1, classes_BRQ[:, None])[:, 0]
+    return focal_of_true(true_BRQ, num_classes=probabilities_BCRQ.shape[1])
+
+
+def focal_of_true(true_BRQ: Tensor, *, num_classes: int) -> Tensor:
+    """`focal_loss` of the probabilities of the true classes."""
     other = LABEL_SMOOTHING / (num_classes - 1)
     p_BRQ = (1 - LABEL_SMOOTHING) * true_BRQ + other * (1 - true_BRQ) + LABEL_SMOOTHING
     return -((1 - p_BRQ) ** FOCUS * p_BRQ.log()).mean()
@@ -36,5 +40,9 @@ def dice_loss(probability_BRQ: Tensor, target_BRQ: Tensor) -> Tensor:
         target_BRQ: 0 or 1.
     """
     p, t = probability_BRQ.flatten(1), target_BRQ.flatten(1).to(probability_BRQ.dtype)
-    overlap_B = 2 * (p * t).sum(dim=1) + DICE_SMOOTHING
-    return 1 - torch.mean(overlap_B / (p.sum(dim=1) + t.sum(dim=1) + DICE_SMOOTHING))
+    return dice_of_sums((p * t).sum(dim=1), p.sum(dim=1) + t.sum(dim=1))
+
+
+def dice_of_sums(overlap_B: Tensor, both_B: Tensor) -> Tensor:
+    """`dice_loss` of |p t| and |p| + |t| of each image."""
+    return 1 - torch.mean((2 * overlap_B + DICE_SMOOTHING) / (both_B + DICE_SMOOTHING))
