@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test test-all lint bench bundles clean setup requirements browser serve
+.PHONY: demo test test-all lint faults bench bundles clean setup requirements browser serve
 
 demo: $(VENV)/.done
 	$(BIN)/python jobs/demo.py --folder $(DEMO)
@@ -23,6 +23,10 @@ lint: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The fault tests at their full sizes, with a table of what they measured: build/faults.md, and docs/reliability.md.
+faults: $(VENV)/.done .venv-s3/.done
+	ZSAD_FAULTS=full ZSAD_REQUIRE_S3=1 $(BIN)/python -m pytest --timeout 1800 tests/faults
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/throughput.py

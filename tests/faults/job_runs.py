@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from fault_table import size
 from PIL import Image
 
 from zsad.bundle import SHIPPED
@@ -19,6 +20,7 @@ from zsad.report import read_report
 SCRIPT = Path(__file__).with_name("ray_job.py")
 NUM_PICTURES = 200
 SIDE_PX = 256
+LIMIT_S = size(280, 900)
 
 
 def pictures(count=NUM_PICTURES, side_px=SIDE_PX):
@@ -79,7 +81,7 @@ class Job:
         self.process.wait()
         self._stderr.close()
 
-    def finish(self, timeout_s=280):
+    def finish(self, timeout_s=LIMIT_S):
         """Wait for its end; returns (exit code, what it said)."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout_s)
