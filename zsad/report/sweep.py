@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MIN_AGE_S = 3600.0
 _NUM_WRITERS = 16
-_KEPT_OF_DEAD_RUNS = ("run.json", "partial.json", "lease/")
+_KEPT_OF_DEAD_RUNS = ("run.json", "partial.json", "next.json", "lease/")
 # A clock may be wrong by minutes; a lease without a heartbeat for an hour is dead.
 _PATIENT = LeaseTimes(stale_after_s=3600.0)
 
