@@ -1,4 +1,4 @@
-"""`python serve/drain.py [SECONDS]`: the running endpoint says "not ready"; ends after SECONDS (10), for a preStop hook.
+"""`python serve/drain.py [SECONDS]`: the running endpoint says "not ready", for SECONDS (10); made for a preStop hook.
 
 Requests are answered all the while, so that a load balancer has time to look elsewhere before anything stops.
 """

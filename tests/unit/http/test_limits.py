@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from conftest import HELD
+from fake_engine import HELD
 
 from zsad.http.limits import BodyGuard, Waiting
 from zsad.http.problems import Problem
