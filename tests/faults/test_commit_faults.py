@@ -15,7 +15,10 @@ from fault_table import seed, size
 from plain_run import PlainRun, finish, run, score, start
 
 from zsad import failpoints
+from zsad.batch_config import BatchConfig
+from zsad.distributed import batch
 from zsad.errors import ConfigError
+from zsad.images import DecodeLimits
 from zsad.report import ledger, read_report
 from zsad.report.lease import LeaseTimes
 from zsad.report.publish import load_run_manifest
@@ -224,3 +227,33 @@ def _torment(plan, rng):
             assert process.exitcode in {0, 3, -signal.SIGKILL}
     assert run(plan) == 0
     return kills
+
+
+# R9
+
+CHANGES = {
+    "batch_size": {"batch_size": 4},
+    "maps": {"maps": "all"},
+    "partition": {"partition": "{line}/"},
+    "decode.max_pixels": {"decode": DecodeLimits(max_pixels=10**6)},
+    "include": {"include": ("*.png",)},
+    "limit": {"limit": 7},
+    "detector": {},
+}
+
+
+def test_a_resumed_run_with_other_settings_is_refused_by_the_fields_name(plan, tmp_path, table):
+    crashed, _ = failing(replace(plan, run_id=RUN_ID), tmp_path, "after-record=kill@2")
+    assert run(crashed) == -signal.SIGKILL
+    output = open_store(plan.output)
+    records = ledger.load_shard_records(output, RUN_ID)
+    for name, change in CHANGES.items():
+        config = BatchConfig(input=plan.source, output=plan.output, **change)
+        fingerprint = "another detector" if name == "detector" else plan.fingerprint
+        with pytest.raises(ConfigError, match=rf"{RUN_ID} is unfinished and was made with another {name}; give --res"):
+            batch.open_run(config, output, fingerprint)
+    assert ledger.load_shard_records(output, RUN_ID) == records
+    assert run(plan) == 0
+    check_complete(plan)
+    table.add("R9", "settings changed between crash and resume", f"{len(CHANGES)} fields",
+              "ConfigError (exit 2) that names the field; the old settings resume")  # fmt: skip
