@@ -51,6 +51,8 @@ class StoreWatch:
 
     def _read(self) -> Any:
         """Ray's `StoreStats`, or None."""
+        if not ray.is_initialized():  # asking would start one
+            return None
         try:
             from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
