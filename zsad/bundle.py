@@ -138,7 +138,7 @@ def parse_ref(ref: str) -> ModelRef | BundleRef:
         return BundleRef(ref)
     backbone, colon, method = ref.rpartition(":")
     backbone, method = (backbone, method) if colon else (ref, DEFAULT_METHOD)
-    if backbone == "nano" and method in METHOD_NAMES:
+    if backbone == "nano":
         for folder in (SHIPPED / method, SHIPPED / "bundles" / method):
             if (folder / CONFIG_FILE).is_file():
                 return BundleRef(str(folder))
