@@ -115,7 +115,13 @@ function settings() {
 // Images in, answers out
 
 function take(files) {
-  result.note("intake-note", "");
+  const room = MAX_ITEMS - state.items.filter(isOpen).length;
+  const left = Math.max(0, files.length - room);
+  result.note("intake-note", left ? `${plural(left, "image")} left out: the page holds ${MAX_ITEMS}. A batch job has no such limit.` : "");
+  if (room > 0) queueUp(files.slice(0, room));
+}
+
+function queueUp(files) {
   const batch = files.map((file) => ({ id: ++state.serial, file, name: printable(file.name || "pasted image"), status: "waiting", options: settings() }));
   state.items = [...batch.toReversed(), ...state.items];
   forget(state.items.slice(MAX_ITEMS));
@@ -141,6 +147,7 @@ async function onChanged(item) {
 /** Decode what the answer brought: the map exactly, the image for its thumbnail. */
 async function prepare(item) {
   const [map, bitmap] = await Promise.all([mapOf(item.answer), picture.photograph(item.file)]);
+  item.options.detector ||= item.answer.detector; // taken before the detectors were known
   Object.assign(item, { map: map.value, mapError: map.error, thumbnail: picture.thumbnail(bitmap, ...THUMBNAIL_PX) });
   bitmap?.close();
 }
@@ -154,6 +161,7 @@ async function mapOf(answer) {
 }
 
 function report(item) {
+  if (item.status === "failed" && item === state.shown) return; // the alert says it
   const isLast = !state.items.some(isOpen);
   const text = item.status === "done" ? result.spoken(item, thresholdOf(item)) : `${item.name}: ${printable(item.refusal.title)}`;
   announce(isLast && state.items.length > 1 ? `${text} ${counts(state.items, thresholdOf)}.` : text);

@@ -19,7 +19,7 @@ export function listen(onFiles, onNothing) {
     else onNothing(`Nothing to inspect was ${verb}: give image files, not folders, links or text.`);
   };
   document.addEventListener("paste", (event) => {
-    if (event.target.closest?.("input, textarea")) return; // a token or a word for its field
+    if (event.target.closest?.('input[type="text"], input[type="password"]')) return; // a word or token for its field
     take(event.clipboardData, "pasted");
   });
   listenForDrops((transfer) => take(transfer, "dropped"));

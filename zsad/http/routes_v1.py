@@ -1,6 +1,5 @@
 """zsad's own API: one image, up to 32 images, and the detectors on offer."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -50,7 +49,8 @@ def v1_router(service: Service) -> APIRouter:
     async def detectors() -> Any:
         """The detectors on offer; the default answers requests that name none."""
         config = service.config
-        found = await asyncio.gather(*(service.engine.describe(DetectorKey(name)) for name in config.refs))
+        # One after the other: a scorer refuses to have more than a few loads wait at a time.
+        found = [await service.engine.describe(DetectorKey(name)) for name in config.refs]
         return JSONResponse({"default": config.default, "detectors": [description.public() for description in found]})
 
     @router.post("/inspect", responses=answers(Inspection, INSPECTION_EXAMPLE, *_REFUSALS), openapi_extra=IMAGE_BODY)

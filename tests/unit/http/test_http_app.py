@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import io
 import json
@@ -271,6 +272,22 @@ def test_the_page_comes_with_a_policy_against_other_hosts(client):
     response = client.get("/")
     assert (response.content, response.headers["content-type"]) == (b"<p>page</p>", "text/html; charset=utf-8")
     assert "default-src 'self'" in response.headers["content-security-policy"]
+
+
+def test_detectors_are_asked_for_one_after_the_other(client_of, engine):
+    """A scorer lets few loads wait at a time, so a list of many that asks for all at once would never be answered."""
+    described, running, most = engine.describe, [], []
+
+    async def counted(key):
+        running.append(key)
+        most.append(len(running))
+        await asyncio.sleep(0)
+        running.pop()
+        return await described(key)
+
+    engine.describe = counted
+    assert client_of(detectors=[f"d{number}=nano" for number in range(9)]).get("/v1/detectors").status_code == 200
+    assert most == [1] * 9
 
 
 def test_detectors_are_listed_in_order(client):
