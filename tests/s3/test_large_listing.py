@@ -6,6 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import s3fs
+
+from zsad.storage import open_store, s3_listing
+from zsad.storage import s3 as storage_s3
 
 from .list_server import BUCKET, ODD_KEYS, list_server, regular_keys
 
@@ -45,3 +49,19 @@ def test_each_key_is_listed_once_and_in_order(count, tmp_path):
     told = json.loads(done.stdout)
     assert (told["num_objects"], told["num_bytes"]) == (len(expected), 5 * len(expected) - 5)
     assert told["growth_mb"] <= MOST_GROWTH_MB
+
+
+@pytest.mark.s3
+def test_the_real_server_is_listed_in_ranges_too(s3, monkeypatch):
+    store = open_store(s3.new_bucket() + "/in put")
+    keys = [f"{line}/cam {number}/{place}.jpg" for line in "ab" for number in (1, 2) for place in range(3)]
+    keys = sorted([*keys, "a", "b/größe 🔩.jpg", "line1/../x", "trailing/", "z" * 1000])
+    for key in keys:
+        s3fs.S3FileSystem().call_s3("put_object", Bucket=store.bucket, Key=store.root + key, Body=b"x")
+    monkeypatch.setattr(storage_s3, "KEYS_PER_PAGE", 2)
+    monkeypatch.setattr(s3_listing, "SEQUENTIAL_PAGES", 1)
+    assert s3_listing.split_points(store.list_folders, "", "a")  # so that it is cut
+    assert [info.key for info in store.list()] == keys
+    assert [info.key for info in store.list("b/", "b/cam 1/0.jpg")] == [
+        key for key in keys if key.startswith("b/") and key > "b/cam 1/0.jpg"
+    ]

@@ -32,6 +32,8 @@ CONFIG = BatchConfig(input="in", output="out")
         ({"num_gpus_per_scorer": -0.5}, "--num-gpus-per-scorer -0.5"),
         ({"partition": "{line}{camera}/"}, "between"),
         ({"run_id": "a/b"}, "can't be a run id"),
+        ({"since": "yesterday"}, "--since 'yesterday': give a time"),
+        ({"since": "last", "restart": True}, "--since last needs the rows of the last run"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(change, words):

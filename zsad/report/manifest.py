@@ -283,8 +283,11 @@ def _count_files(output: Store, run_id: str) -> int:
 
 
 def _read_progress(output: Store, run_id: str, number: int) -> _Progress:
-    schema = pq.read_schema(BytesIO(_file(output, manifest_key(run_id, number))))
-    return _Progress(**json.loads(schema.metadata[_PROGRESS_KEY]))
+    key = manifest_key(run_id, number)
+    stored = pq.read_schema(BytesIO(_file(output, key))).metadata or {}
+    if _PROGRESS_KEY not in stored:
+        raise StorageError(f"{output.uri(key)} does not say how far its listing was; give --restart")
+    return _Progress(**json.loads(stored[_PROGRESS_KEY]))
 
 
 def load_manifest_summary(output: Store, run_id: str) -> ManifestSummary | None:

@@ -76,6 +76,17 @@ def test_a_name_that_is_not_utf8_is_listed_and_missing(store):
     assert caught.value.code == ErrorCode.MISSING
 
 
+def test_a_listing_can_begin_behind_any_key(store):
+    keys = ["a.png", "a/1", "a/b.png", "a/b/2", "b/1", "größe/x", "z"]  # in byte order
+    for key in keys:
+        write(store, key)
+    for after in ("", "a", "a/", "a/b", "a/b/2", "a/b/9", "b", "größe/", "zz", *keys):
+        assert [info.key for info in store.list(after=after)] == [key for key in keys if key > after]
+        assert [info.key for info in store.list("a/", after)] == [
+            key for key in keys if key > after and key.startswith("a/")
+        ]
+
+
 def test_missing_root_is_missing(store):
     with pytest.raises(StorageError, match="no folder") as caught:
         store.list()
