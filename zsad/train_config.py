@@ -38,6 +38,7 @@ class TrainConfig:
         epochs: passes over the data (promptad: steps); 0: 7, 5 and 100 as the methods are used.
         batch_size: images of a step on all workers together.
         learning_rate: 0: as published.
+        overlap_weight: of faprompt's term that pushes its abnormal prompts apart.
         seed: of starts, orders, splits and drawn shots.
         size: side of the model's input in px; 0: the backbone's.
         cache: how faprompt keeps the image tower's features: fp32, fp16, or off (the tower runs at every step).
@@ -70,6 +71,7 @@ class TrainConfig:
     epochs: int = 0
     batch_size: int = 8
     learning_rate: float = 0.0
+    overlap_weight: float = 0.1
     seed: int = 0
     size: int = 0
     cache: Literal["fp32", "fp16", "off"] = "fp32"
@@ -95,7 +97,7 @@ class TrainConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: it must be at least {low}")
-        for name in ("learning_rate", "max_error_share"):
+        for name in ("learning_rate", "max_error_share", "overlap_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: it must lie in [0, 1)")
         if not 0 <= self.validation <= 0.5:

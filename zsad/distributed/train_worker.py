@@ -70,6 +70,7 @@ def learn(settings: dict[str, Any]) -> None:
         words=plan.words,
         seed=plan.config.seed,
         learning_rate=plan.learning_rate,
+        overlap_weight=plan.config.overlap_weight,
         checkpointing=plan.config.checkpointing,
     )
     if settings["has_images"]:

@@ -92,14 +92,20 @@ class FAPromptLearner:
     encoder: PromptEncoder
     tensors: dict[str, Tensor]
     optimiser: torch.optim.Optimizer
+    overlap_weight: float = WEIGHTS["orthogonal"]
 
     @classmethod
     def start(
-        cls, encoder: PromptEncoder, tensors: Mapping[str, Tensor], *, learning_rate: float = LEARNING_RATE
+        cls,
+        encoder: PromptEncoder,
+        tensors: Mapping[str, Tensor],
+        *,
+        learning_rate: float = LEARNING_RATE,
+        overlap_weight: float = WEIGHTS["orthogonal"],
     ) -> Self:
-        """A learner of copies of `tensors`."""
+        """A learner of copies of `tensors`; the weight is that of the term that pushes abnormal prompts apart."""
         leaves = trainable(tensors)
-        return cls(encoder, leaves, make_optimiser(leaves, learning_rate))
+        return cls(encoder, leaves, make_optimiser(leaves, learning_rate), overlap_weight)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,7 +114,8 @@ class FAPromptLearner:
 
     def terms(self, batch: Batch, share: float) -> dict[str, Tensor]:
         """See `Learner.terms`."""
-        return weighted(loss_terms(self.encoder, self.tensors, batch), share)
+        terms = weighted(loss_terms(self.encoder, self.tensors, batch), share)
+        return {**terms, "orthogonal": self.overlap_weight / WEIGHTS["orthogonal"] * terms["orthogonal"]}
 
 
 def train_step(

@@ -103,7 +103,15 @@ def make_plan(config: TrainConfig, listed: pa.Table, backbone: "Backbone") -> tu
     from zsad.learn.recipes import new_recipe
 
     words, rate = words_of(defect_types(config, listed)), config.learning_rate or _RATE[config.method]
-    recipe = new_recipe(config.method, backbone, words=words, seed=config.seed, learning_rate=rate)
+    recipe = new_recipe(
+        config.method,
+        backbone,
+        words=words,
+        seed=config.seed,
+        learning_rate=rate,
+        overlap_weight=config.overlap_weight,
+        checkpointing=config.checkpointing,
+    )
     check_patches(preprocess, backbone.patch_size)
     form = recipe.form(size, "pixels" if config.cache == "off" else config.cache)
     data = data_sha256(config, listed)
