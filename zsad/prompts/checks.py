@@ -31,7 +31,7 @@ UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my"})
 """Languages written without blanks; two letters count as a word."""
 
 _MARKS = frozenset(
-    " ,.'\u2019()-\u2013/%\u00b0:;&+\""
+    " ,.'\u2019()-\u2013/%\u00b0:&+\""
 )  # the apostrophe and the dash of typesetters, and the degree sign
 _ADDRESS = re.compile(r"://|\bwww\.|\S@\S|\b[\w-]+\.(com|org|net|io|dev|ai|co|html?|php|exe|sh)\b", re.IGNORECASE)
 _ORDERS = re.compile(

@@ -150,7 +150,7 @@ def damaged_source(images: Callable[[], Iterable[Image]], *, name: str, identity
         normals = [square.apply(image) for image in islice(images(), NUM_PAIRS)]
         if len(normals) < MIN_NORMALS:
             raise ConfigError(
-                f"{name}: {len(normals)} normal images; give at least {MIN_NORMALS} to score phrases with"
+                f"{name}: {len(normals)} normal images; scoring phrases needs at least {MIN_NORMALS}"
             )
         rng = np.random.default_rng(_SEED)
         return ImagePairs(normals, [paste_piece(image, rng) for image in normals])

@@ -20,8 +20,8 @@ from zsad.storage import Store
 
 PRODUCTS_PER_PAGE = 50
 _OUTCOMES = {
-    "written": "written by the model",
-    "cached": "written by the model in an earlier run",
+    "written": "written now",
+    "cached": "from an earlier run",
     "fallback": "built-in lists stand in",
     "edited": "edited by a person",
 }

@@ -25,8 +25,14 @@ LOOKS = {"normal": ("an even coat", "a clean edge"), "abnormal": ("a nick {0}", 
 class StubBackbone:
     """Two axes: normal texts point along the first, abnormal ones along the second; `angle` turns single phrases."""
 
-    def __init__(self, image, patches, grid, *, same=False, turned=None):
+    name = "stub"
+
+    def __init__(self, image, patches, grid, *, same=False, turned=None, untaught=()):
         self.image, self.patches, self.grid, self.same, self.turned = image, patches, grid, same, turned or {}
+        self.untaught = untaught
+
+    def unseen(self, phrase):  # noqa: D102
+        return tuple(word for word in phrase.split() if word in self.untaught)
 
     def encode_text(self, strings):  # noqa: D102
         return torch.stack([self.embed(text) for text in strings])
@@ -198,6 +204,17 @@ def test_dropped_prompts_are_not_in_the_explanation():
         told[mode] = [prompt for prompt, _, _ in found]
     assert "cable with an odd look" in told["none"]
     assert "cable with an odd look" not in told["interval"]
+
+
+def test_looks_with_words_the_tower_was_never_taught_get_no_vote(caplog):
+    backbone = StubBackbone([1.0, 0.0], [[1.0, 0.0]], (1, 1), untaught={"weir"})
+    method = alfa(backbone, normal=("an even rim", "an even weir"), abnormal=("a cut weir",))
+    assert "cable with an even rim" in method.prompts
+    assert not any("weir" in prompt for prompt in method.prompts)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 2 phrases have words that stub was never taught; no vote",
+        "1 of 1 phrases have words that stub was never taught; no vote",
+    ]
 
 
 def test_braces_in_phrases_and_names_are_ordinary_characters(tiny_backbone):

@@ -1,16 +1,30 @@
 """The prompt bank's file: back as written, and hostile ones refused by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from zsad.errors import ConfigError
-from zsad.prompts.bank import MAX_BYTES, MAX_CHARS, MAX_PHRASES, Phrase, PromptBank, read_bank, write_bank
+from zsad.prompts.bank import MAX_BYTES, MAX_CHARS, MAX_PHRASES, Origin, Phrase, PromptBank, read_bank, write_bank
 
 GOOD = Phrase(text="a smooth, unbroken rim", side="normal")
 BAD = Phrase(text="a crack {0} across the rim ü", side="abnormal", scores={"contrast": 0.31, "rank": 2})
 DROPPED = Phrase(text="a rim", side="abnormal", verdict="drop")
 BANK = PromptBank(object_name="bottle cap {x}", phrases=(GOOD, BAD, DROPPED))
+ORIGIN = {
+    "writer": "vllm",
+    "model": "a model",
+    "revision": "1a2b",
+    "request_version": "1",
+    "checks_version": "1",
+    "seed": 3,
+    "language": "en",
+    "backbone": "nano",
+    "backbone_sha256": "9f",
+    "images": "128 procedural pairs",
+}
+WRITTEN = PromptBank(object_name="cap", phrases=BANK.phrases, origin=Origin(**ORIGIN, fallback="it hung")).sealed()
 
 
 @pytest.fixture
@@ -31,6 +45,41 @@ def test_a_bank_reads_back_as_written(tmp_path, prefix):
     url = f"{prefix}{tmp_path}/deep/cap.json"
     write_bank(url, BANK)
     assert read_bank(url) == BANK
+
+
+def test_origin_verdicts_and_reasons_read_back_as_written(tmp_path):
+    flagged = Phrase(text="a weir", side="normal", verdict="unseen", reason="words it never saw: weir")
+    bank = replace(WRITTEN, phrases=(*WRITTEN.phrases, flagged))
+    write_bank(str(tmp_path / "cap.json"), bank)
+    assert read_bank(str(tmp_path / "cap.json")) == bank
+
+
+def test_files_of_version_1_still_read(stored):
+    phrases = [{"text": "a rim", "side": "normal", "scores": {"contrast": 1}, "verdict": "drop"}]
+    found = read_bank(stored(json.dumps({"version": 1, "object": "cap", "phrases": phrases}).encode()))
+    assert found == PromptBank(
+        object_name="cap", phrases=(Phrase(text="a rim", side="normal", scores={"contrast": 1}, verdict="drop"),)
+    )
+    assert found.is_edited
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"object_name": "lid"},
+        {"phrases": WRITTEN.phrases[:2]},
+        {"phrases": (replace(GOOD, verdict="drop"), *WRITTEN.phrases[1:])},
+        {"origin": None},
+    ],
+)
+def test_a_change_by_hand_shows(change):
+    assert not WRITTEN.is_edited
+    assert replace(WRITTEN, **change).is_edited
+
+
+def test_phrases_out_of_use_may_repeat_one_in_use():
+    again = Phrase(text=GOOD.text.upper(), side="abnormal", verdict="drop")
+    assert PromptBank(object_name="cap", phrases=(GOOD, again)).texts("normal") == (GOOD.text,)
 
 
 def test_equal_banks_are_equal_bytes(tmp_path):
@@ -64,7 +113,7 @@ def phrase(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 2}, "version 2; this zsad reads version 1"),
+        ({"version": 3}, "version 3; this zsad reads versions 1 and 2"),
         ({"version": True}, "version True"),
         ({"object": ""}, "the object must have 1 to 80 characters"),
         ({"object": "x" * 81}, "the object must have 1 to 80 characters"),
@@ -84,7 +133,7 @@ def phrase(**changes):
         (phrase(text="a\ud800b"), "printable characters"),
         (phrase(side="bad"), "phrase 2: side is 'bad'; choose normal or abnormal"),
         (phrase(side=[]), "side is"),
-        (phrase(verdict="maybe"), "verdict is 'maybe'; choose keep or drop"),
+        (phrase(verdict="maybe"), "verdict is 'maybe'; choose keep, drop or unseen"),
         (phrase(scores=[1]), "scores must be at most 16 named numbers"),
         (phrase(scores={str(n): n for n in range(17)}), "scores must be at most 16 named numbers"),
         (phrase(scores={"a": "1"}), "score 'a' is '1'"),
@@ -92,6 +141,15 @@ def phrase(**changes):
         (phrase(scores={"a": float("nan")}), "score 'a' is nan"),
         (phrase(scores={"a": float("inf")}), "score 'a' is inf"),
         (phrase(scores={"a": 10**400}), "score 'a' is 10000"),
+        (phrase(reason="a\nb"), "a reason must be one line of printable characters"),
+        (phrase(reason=7), "a reason must be text"),
+        ({"origin": []}, "an origin must be an object"),
+        ({"origin": {"writer": "vllm"}}, "an origin has no 'model'"),
+        ({"origin": ORIGIN | {"seed": "1"}}, "origin: seed must be a whole number, not '1'"),
+        ({"origin": ORIGIN | {"seed": True}}, "origin: seed must be a whole number, not True"),
+        ({"origin": ORIGIN | {"model": "a\u202eb"}}, "origin: model must be one line of printable characters"),
+        ({"origin": ORIGIN | {"fallback": ["x"]}}, "origin: fallback must be text"),
+        ({"origin": ORIGIN | {"mood": "good"}}, "an origin has an unknown key 'mood'"),
         (phrase(colour="red"), "phrase 2: a phrase has an unknown key 'colour'"),
         ({"phrases": ["a rim"]}, "phrase 1: a phrase must be an object, not 'a rim'"),
         ({"phrases": [{"text": "a rim"}]}, "phrase 1: a phrase has no 'side'"),
