@@ -219,7 +219,7 @@ def test_a_full_disk_ends_the_run_with_4_the_path_and_nothing_published(tmp_path
     for number in range(100):
         (images / f"{number:03d}.jpg").write_bytes(hashlib.sha256(b"%d" % number).digest())
     script = (
-        'mount -t tmpfs -o size=160k tmpfs "$1" || exit 99; "$2" "$3" "$4" "$1/report" "$5"; code=$?; '
+        'mount -t tmpfs -o size=64k tmpfs "$1" || exit 99; "$2" "$3" "$4" "$1/report" "$5"; code=$?; '
         'find "$1" -name published; exit $code'
     )
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(output), sys.executable]
@@ -239,5 +239,5 @@ def test_a_full_disk_ends_the_run_with_4_the_path_and_nothing_published(tmp_path
     assert f"exit 4: can't write {output}/report/" in done.stderr
     assert "the disk is full: free space or choose another output" in done.stderr
     assert done.stdout == ""
-    table.add("S5", "the output's disk fills up (tmpfs of 160 kB)", "100 rows, plain process",
+    table.add("S5", "the output's disk fills up (tmpfs of 64 kB)", "100 rows, plain process",
               "exit 4 with the path and what to do; nothing published")  # fmt: skip
