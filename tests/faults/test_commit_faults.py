@@ -124,7 +124,7 @@ def _copy(source, target):
 def test_of_two_drivers_one_publishes_and_the_other_ends_with_3(plan, table, run_id):
     plan = replace(plan, run_id=run_id, times=LeaseTimes())
     slow = replace(plan, env={failpoints.VARIABLE: "before-record=wait:0.2"})
-    num_rounds, slowest_s = size(3, 20), 0.0
+    num_rounds, slowest_s = size(2, 20), 0.0
     for number in range(num_rounds):
         one = replace(slow, output=f"{plan.output}-{number}")
         began_s = time.monotonic()
@@ -150,7 +150,7 @@ def test_of_two_drivers_one_publishes_and_the_other_ends_with_3(plan, table, run
 
 def test_two_drivers_of_one_run_id_with_different_settings_never_mix(plan):
     plan = replace(plan, run_id=RUN_ID, times=LeaseTimes())
-    for number in range(size(3, 10)):
+    for number in range(size(2, 10)):
         one = replace(plan, output=f"{plan.output}-{number}")
         processes = [start(one), start(replace(one, fingerprint="other settings"))]
         codes = sorted(finish(process) for process in processes)
