@@ -128,7 +128,15 @@ class Scorer:
         self._warm_up()
 
     async def describe(self, key: DetectorKey) -> Description | Problem:
-        """The detector, loaded if need be."""
+        """The detector as it is in memory, else as its bundle says; loaded only where there is no bundle to ask."""
+        if self._loaded.peek(key) is None:
+            try:
+                stored = await asyncio.to_thread(self._loaded.describe, key)
+            except ZsadError as error:
+                log.warning("detector %s can't be described: %s", key, error)
+                return _load_problem(key, error)
+            if stored is not None:
+                return stored
         found = await self._have(key)
         return found if isinstance(found, Problem) else found.description
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsad import __version__
 from zsad.http.engine import Engine
-from zsad.http.journal import Journal, Observer, record_of
+from zsad.http.journal import Journal, Observer, answered, record_of
 from zsad.http.limits import BodyGuard
 from zsad.http.oip import InferRequest
 from zsad.http.problems import Problem, of_status
@@ -104,11 +104,6 @@ class RequestId:
 
 
 def _handle_problems(app: FastAPI) -> None:
-    def answered(request: Request, problem: Problem) -> Response:
-        record = record_of(request)
-        record.code = problem.code
-        return problem.response(record.request_id, is_oip=request.url.path.startswith("/v2"))
-
     @app.exception_handler(Problem)
     async def on_problem(request: Request, problem: Problem) -> Response:
         return answered(request, problem)

@@ -23,7 +23,10 @@ class DetectorKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What clients may know of a detector, and how images must be brought to it."""
+    """What clients may know of a detector, and how images must be brought to it.
+
+    `config_hash` is "" where the detector was only read about: its tensors are not known then.
+    """
 
     name: str
     backbone: str
@@ -77,7 +80,7 @@ class Engine(Protocol):
     """Decodes and scores; every method raises `Problem` for what a client should be told."""
 
     async def describe(self, key: DetectorKey) -> Description:
-        """The detector, loaded if need be."""
+        """The detector, read about or loaded."""
         ...
 
     async def inspect(self, image: Upload | StoredImage, key: DetectorKey, threshold: float | None) -> Inspected:

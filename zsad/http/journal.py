@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsad.http.engine import Inspected
+from zsad.http.problems import Problem
 
 log = logging.getLogger("zsad.requests")
 _KEY = "zsad.record"
@@ -90,3 +92,10 @@ def record_of(request: Request) -> Record:
     """The record of a request that came through `Journal`."""
     record: Record = request.scope[_KEY]
     return record
+
+
+def answered(request: Request, problem: Problem) -> Response:
+    """The answer to a request with a problem, which is noted."""
+    record = record_of(request)
+    record.code = problem.code
+    return problem.response(record.request_id, is_oip=request.url.path.startswith("/v2"))

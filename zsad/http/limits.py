@@ -8,8 +8,10 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from zsad.http.journal import answered
 from zsad.http.problems import Problem
 from zsad.serve_config import ServeConfig
 
@@ -58,7 +60,7 @@ class BodyGuard:
             body.check_header(scope)
             await self._app(scope, body.receive, send)
         except Problem as problem:  # only those of `check_header`: the app answers its own
-            await problem.response(_request_id(scope))(scope, receive, send)
+            await answered(Request(scope), problem)(scope, receive, send)
         finally:
             self.num_bytes -= body.num_bytes
 
@@ -121,8 +123,3 @@ def max_body_bytes(path: str, config: ServeConfig) -> int:
     """The limit on bodies sent to `path`: larger where one request holds several images."""
     holds_several = path.endswith(("/inspect:batch", "/infer"))
     return config.max_batch_bytes if holds_several else config.max_body_bytes
-
-
-def _request_id(scope: Scope) -> str:
-    found: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
-    return found.decode("latin-1")[:128]

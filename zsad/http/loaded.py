@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
-from zsad.bundle import BundleRef, parse_ref
+from zsad.bundle import BundleRef, DetectorConfig, parse_ref, read_config
 from zsad.detector import Detector, load_detector
 from zsad.detector_cache import held_bytes
 from zsad.http.engine import Description, DetectorKey
@@ -72,13 +72,26 @@ class LoadedDetectors:
             batch_size=self._batch_size,
         )
         tensors = detector.tensors()
-        description = _description(key, detector, tensors)
+        identity = config_hash({"detector": detector.config.fingerprint(), "tensors": sha256(tensors).hexdigest()})
+        description = _description(key, detector.config, detector.defect_words, identity)
         return Loaded(
             detector=detector.with_threshold(LOWEST_THRESHOLD),
             description=description,
             num_bytes=held_bytes(detector),
             version=version,
         )
+
+    def describe(self, key: DetectorKey) -> Description | None:
+        """What the stored bundle says of a detector that is not in memory, whatever its size; None: it must be loaded.
+
+        Raises:
+            ModelError, StorageError: if it can't be read.
+        """
+        parsed = parse_ref(self._refs[key.name])
+        if key.object_name or not isinstance(parsed, BundleRef):
+            return None
+        config = read_config(parsed.url)
+        return _description(key, config, config.defect_words, "") if config.calibration else None
 
     def keep(self, key: DetectorKey, loaded: Loaded) -> list[DetectorKey]:
         """Hold `loaded` in place of an older version; returns what had to go."""
@@ -102,17 +115,16 @@ class LoadedDetectors:
         return sha256(repr(listed).encode()).hexdigest()
 
 
-def _description(key: DetectorKey, detector: Detector, tensors: bytes) -> Description:
-    config = detector.config
-    assert config.calibration is not None  # noqa: S101 - loading calibrates; for the type checker
+def _description(key: DetectorKey, config: DetectorConfig, words: tuple[str, ...], identity: str) -> Description:
+    assert config.calibration is not None  # noqa: S101 - checked by both callers; for the type checker
     return Description(
         name=key.name,
         backbone=config.backbone,
         method=config.method,
         object_name=config.object_name,
-        defect_words=detector.defect_words,
+        defect_words=words,
         threshold=config.calibration.threshold,
         explains=config.method in _EXPLAINING,
-        config_hash=config_hash({"detector": config.fingerprint(), "tensors": sha256(tensors).hexdigest()}),
+        config_hash=identity,
         preprocess=config.preprocess,
     )

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
-from zsad.http.engine import DetectorKey
 from zsad.http.journal import record_of
 from zsad.http.problems import Problem
 from zsad.http.requests import InspectOptions, read_image, read_images
@@ -48,10 +47,7 @@ def v1_router(service: Service) -> APIRouter:
     @router.get("/detectors", responses=answers(DetectorsAnswer, _DETECTORS_EXAMPLE, 401, 503))
     async def detectors() -> Any:
         """The detectors on offer; the default answers requests that name none."""
-        config = service.config
-        # One after the other: a scorer refuses to have more than a few loads wait at a time.
-        found = [await service.engine.describe(DetectorKey(name)) for name in config.refs]
-        return JSONResponse({"default": config.default, "detectors": [description.public() for description in found]})
+        return JSONResponse({"default": service.config.default, "detectors": await service.on_offer()})
 
     @router.post("/inspect", responses=answers(Inspection, INSPECTION_EXAMPLE, *_REFUSALS), openapi_extra=IMAGE_BODY)
     async def inspect(request: Request, options: Annotated[InspectOptions, Query()]) -> Any:

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from zsad.http.answers import inspection
 from zsad.http.auth import RateLimiter, authorised
-from zsad.http.engine import DetectorKey, Engine, Inspected, StoredImage, Upload
+from zsad.http.engine import Description, DetectorKey, Engine, Inspected, StoredImage, Upload
 from zsad.http.journal import Observer, Record, record_of
 from zsad.http.limits import Waiting
 from zsad.http.problems import Problem
@@ -52,6 +52,24 @@ class Service:
         if self.is_draining:
             raise Problem("unavailable", "this replica is about to stop")
         await self.engine.check_ready()
+
+    async def on_offer(self) -> list[dict[str, Any]]:
+        """The detectors that can be described, in the order of the settings; one that is broken hides no other.
+
+        Raises:
+            Problem: not even the default can be.
+        """
+        # One after the other: a scorer refuses to have more than a few loads wait at a time.
+        found = [await self._described(DetectorKey(name)) for name in self.config.refs]
+        if isinstance(found[0], Problem):
+            raise found[0]
+        return [description.public() for description in found if isinstance(description, Description)]
+
+    async def _described(self, key: DetectorKey) -> Description | Problem:
+        try:
+            return await self.engine.describe(key)
+        except Problem as problem:
+            return problem
 
     async def inspect_one(self, request: Request, image: Image, key: DetectorKey, options: InspectOptions) -> Any:
         """The answer to a request with one image, as JSON-ready dict.

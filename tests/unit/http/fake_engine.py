@@ -58,9 +58,12 @@ class FakeEngine:
         self.num_held = 0
         self.num_cancelled = 0
         self.is_ready = True
+        self.broken: set[str] = set()
 
     async def describe(self, key: DetectorKey) -> Description:
-        """Always the same but for its name."""
+        """Always the same but for its name; `broken` ones can't be had."""
+        if key.name in self.broken:
+            raise Problem("no_detector", "it can't be loaded")
         return description(key.name)
 
     async def check_ready(self) -> None:

@@ -157,9 +157,10 @@ def test_a_form_of_a_thousand_parts_is_refused(client):
 # Size
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread(client_of):
+def test_a_body_that_says_it_is_too_large_is_refused_unread(client_of, observer):
     response = client_of(max_body_bytes=10).post("/v1/inspect", content=b"x" * 11)
     assert (response.status_code, code_of(response)) == (413, "body_too_large")
+    assert observer.records[-1].code == "body_too_large"
 
 
 def test_a_body_in_chunks_is_counted(client_of, engine):
@@ -297,6 +298,21 @@ def test_detectors_are_listed_in_order(client):
     assert set(answer["detectors"][0]) == {
         "name", "backbone", "method", "object", "defect_words", "threshold", "explains",
     }  # fmt: skip
+
+
+def test_a_broken_detector_hides_no_other(client, engine):
+    engine.broken = {"second"}
+    assert [detector["name"] for detector in client.get("/v1/detectors").json()["detectors"]] == ["first"]
+    engine.broken = {"first"}
+    response = client.get("/v1/detectors")
+    assert (response.status_code, code_of(response)) == (404, "no_detector")
+
+
+def test_records_name_the_route_by_its_template(client, observer):
+    client.post("/v1/inspect", content=b"x")
+    client.get("/v2/models/first")
+    client.get("/nowhere/at/all")
+    assert [record.route for record in observer.records] == ["/v1/inspect", "/v2/models/{model}", "unknown"]
 
 
 def test_the_description_is_whole(client):

@@ -1,8 +1,9 @@
 import asyncio
 
 import pytest
-from fake_engine import HELD
+from fake_engine import HELD, FakeObserver
 
+from zsad.http.journal import Journal
 from zsad.http.limits import BodyGuard, Waiting
 from zsad.http.problems import Problem
 from zsad.serve_config import ServeConfig
@@ -136,7 +137,7 @@ def test_bytes_that_wait_are_counted_over_all_requests():
         task = asyncio.create_task(first.asks(guard))
         await asyncio.sleep(0.01)
         assert guard.num_bytes == 6
-        assert await second.asks(guard) == 503
+        assert await second.asks(Journal(guard, observer=FakeObserver())) == 503
         reads.set()
         await task
         assert guard.num_bytes == 0

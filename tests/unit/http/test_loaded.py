@@ -33,6 +33,15 @@ def test_a_detector_is_described_as_it_is_stored(bundles, tiny_detector):
     assert not description.explains
 
 
+def test_a_bundle_describes_itself_without_being_loaded(bundles):
+    detectors = detectors_of(bundles)
+    told, loaded = detectors.describe(KEYS[0]), detectors.load(KEYS[0]).description
+    assert told.public() == loaded.public()
+    assert told.preprocess == loaded.preprocess
+    assert detectors.names() == []
+    assert detectors.describe(DetectorKey("a", "nut")) is None
+
+
 def test_findings_at_its_threshold_are_those_of_the_detector_itself(bundles, tiny_detector):
     loaded = detectors_of(bundles).load(KEYS[0])
     images = np.random.default_rng(3).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
