@@ -46,10 +46,10 @@ def write_prompts(config: WritePromptsConfig) -> Summary:
         _check_absolute(config)
     requests = config.requests()
     output, cache = open_store(config.output), open_store(config.cache_url)
-    output.check_writable()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    reader = Reader(load_backbone(config.backbone, device, "fp32"), _pair_source(config.normals))
+    source = _pair_source(config.normals)
     with opened_writer(config) as writer:
+        output.check_writable()
+        reader = Reader(load_backbone(config.backbone, "cuda" if torch.cuda.is_available() else "cpu", "fp32"), source)
         log.info("%d products, written by %s (%s)", len(requests), writer.model, writer.name)
         summary = write_banks(requests, writer, reader, output=output, cache=cache, overwrite=config.overwrite)
     print(summary.table())
