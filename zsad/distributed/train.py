@@ -57,7 +57,7 @@ def train_from_masks(config: TrainConfig) -> State | None:
         return None
     config.output_store.check_writable()
     begin(config, {**config.identity(), "data_sha256": plan.data_sha256})
-    state = fit(plan, shard_tables(listed), connect())
+    state = fit(plan, shard_tables(plan, listed), connect())
     put_page(config.output_store, config, state)
     log.info("bundle and training.html are in %s", config.output_store.url)
     return state

@@ -12,11 +12,13 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute
 import ray
 import ray.data
 import ray.train
 
 from zsad.decode_child import DecodeChild
+from zsad.errors import ZsadError
 from zsad.learn.examples import Fact, Shards, shard_key, write_shard
 from zsad.learn.plan import TENSORBOARD, Plan
 from zsad.learn.prepare import decode_rows, rows_of
@@ -86,10 +88,15 @@ def fill_cache(plan: Plan, recipe: "Recipe", images: Any, board: Any) -> None:
 
     Raises:
         StorageError: if one can't be written.
+        ZsadError: if Ray cut a shard, so that storing it would lose rows.
     """
     for block in images.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         for shard in sorted(set(block[SHARD].to_pylist())):
             decoded = block.filter(pa.compute.field(SHARD) == shard).drop_columns([SHARD])
+            if decoded.num_rows != plan.rows_of_shard(shard):
+                raise ZsadError(
+                    f"a block holds {decoded.num_rows} rows of shard {shard}, which has {plan.rows_of_shard(shard)}"
+                )
             plan.rows.put(shard_key(shard), write_shard(plan.form, rows_of(recipe, plan.form, decoded)))
             board.stored.remote(decoded.num_rows)
 

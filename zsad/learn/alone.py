@@ -38,7 +38,7 @@ def train_alone(
     """
     listed = list_images(config)
     plan, recipe = make_plan(config, listed, backbone)
-    _make_rows(plan, recipe, shard_tables(listed))
+    _make_rows(plan, recipe, shard_tables(plan, listed))
     shards = Shards(plan.rows, plan.form)
     facts = [fact for shard in range(plan.num_shards) for fact in shards.facts(shard)]
     state = train(

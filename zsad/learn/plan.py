@@ -20,7 +20,7 @@ from zsad.errors import ConfigError, StorageError
 from zsad.images import Preprocess
 from zsad.learn.examples import Form, words_of
 from zsad.learn.order import Schedule
-from zsad.learn.prepare import SHARD_ROWS, data_sha256, defect_types
+from zsad.learn.prepare import data_sha256, defect_types, shard_rows
 from zsad.report.ledger import config_hash, diff_fields
 from zsad.storage import Store
 from zsad.tiling import check_patches
@@ -63,7 +63,12 @@ class Plan:
     @property
     def num_shards(self) -> int:
         """Of the cache."""
-        return -(-self.num_images // SHARD_ROWS)
+        return -(-self.num_images // shard_rows(self.form.size))
+
+    def rows_of_shard(self, shard: int) -> int:
+        """How many images it holds."""
+        rows = shard_rows(self.form.size)
+        return min(rows, self.num_images - shard * rows)
 
     @property
     def rows(self) -> Store:
@@ -87,9 +92,10 @@ class Plan:
         )
 
 
-def shard_tables(listed: pa.Table) -> list[pa.Table]:
+def shard_tables(plan: Plan, listed: pa.Table) -> list[pa.Table]:
     """The list in pieces of one shard each, in order."""
-    return [listed.slice(start, SHARD_ROWS).combine_chunks() for start in range(0, listed.num_rows, SHARD_ROWS)]
+    rows = shard_rows(plan.form.size)
+    return [listed.slice(start, rows).combine_chunks() for start in range(0, listed.num_rows, rows)]
 
 
 def make_plan(config: TrainConfig, listed: pa.Table, backbone: "Backbone") -> tuple[Plan, "Recipe"]:

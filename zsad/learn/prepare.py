@@ -29,9 +29,15 @@ from zsad.train_config import SYNTHETIC, TrainConfig
 if TYPE_CHECKING:
     from zsad.learn.recipes import FAPromptRecipe, Recipe
 
-SHARD_ROWS = 32
+_SHARD_ROWS = 32
+_SHARD_BYTES = 64 * 2**20  # of pixels; Ray Data cuts blocks of more than twice as many
 DRAWN_SEED = 30_000
 """Added to a training's seed: no other use of drawn images has seeds from here on."""
+
+
+def shard_rows(size: int) -> int:
+    """Images of `size` px in a shard."""
+    return max(1, min(_SHARD_ROWS, _SHARD_BYTES // (3 * size * size)))
 
 
 def list_images(config: TrainConfig) -> pa.Table:

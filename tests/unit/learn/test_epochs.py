@@ -4,10 +4,11 @@ import pytest
 import torch
 from training_rows import SCHEDULE, raw_rows, recipe_for, stored, trained
 
-from zsad.errors import ConfigError, ModelError, TooManyBadImages
+from zsad.errors import ConfigError, ModelError, StorageError, TooManyBadImages
 from zsad.learn import checkpoints
 from zsad.learn.epochs import learned_tensors, usable_rows
 from zsad.storage import open_store
+from zsad.storage.local import LocalStore
 
 
 @pytest.fixture
@@ -113,3 +114,20 @@ def test_a_loss_that_is_not_finite_stores_no_checkpoint(tmp_path, tiny_backbone)
     with pytest.raises(ModelError, match="not finite"):
         trained(tmp_path / "checkpoints", recipe, shards, facts)
     assert checkpoints.newest(open_store(str(tmp_path / "checkpoints"))) is None
+
+
+def test_a_full_disk_ends_the_training_with_the_checkpoint_before_it(tmp_path, tiny_backbone, monkeypatch):
+    """The second epoch's tensors find no space; a fault put into the real store."""
+    recipe = recipe_for(tiny_backbone)
+    shards, facts = stored(tmp_path / "rows", recipe, "fp32")
+    real = LocalStore.put
+
+    def put(self, key, data):
+        if key == "epoch-0002.safetensors":
+            raise StorageError("can't write epoch-0002.safetensors: the disk is full: free space")
+        real(self, key, data)
+
+    monkeypatch.setattr(LocalStore, "put", put)
+    with pytest.raises(StorageError, match="the disk is full"):
+        trained(tmp_path / "checkpoints", recipe, shards, facts)
+    assert checkpoints.newest(open_store(str(tmp_path / "checkpoints"))).epochs == 1
