@@ -62,7 +62,8 @@ def test_every_listed_object_is_exactly_one_row(scored):
     assert sorted(rows) == keys_of(scored.folder)
     manifest = load_run_manifest(open_store(str(scored.output)), latest(scored.output))
     assert manifest is not None
-    assert len(manifest.files) == 3
+    assert len(ledger.load_shard_records(open_store(str(scored.output)), manifest.run_id)) == 3
+    assert [file.rows for file in manifest.files] == [len(rows)]
     anomalies = sum(row["is_anomaly"] is True for row in rows.values())
     assert manifest.totals == {
         "rows": len(rows),
