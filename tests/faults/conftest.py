@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from fault_proxy import FaultProxy
-from fault_table import IS_FULL, REPORT, Table
+from fault_table import IS_REPORTED, REPORT, Table
 
 _TABLE = Table()
 
@@ -32,7 +32,7 @@ def faulty_s3(s3_proxy, monkeypatch):
 
 def pytest_terminal_summary(terminalreporter):
     """Print the table of `make faults` and keep it."""
-    if IS_FULL and _TABLE.lines:
+    if IS_REPORTED and _TABLE.lines:
         REPORT.parent.mkdir(exist_ok=True)
         REPORT.write_text(_TABLE.markdown() + "\n")
         terminalreporter.section("faults")

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 IS_FULL = os.environ.get("ZSAD_FAULTS") == "full"
+IS_REPORTED = "ZSAD_FAULTS" in os.environ
 REPORT = Path(__file__).resolve().parents[2] / "build" / "faults.md"
 
 
 def size(default: int, full: int) -> int:
-    """The size of a test: `full` in `make faults` (ZSAD_FAULTS=full), `default` elsewhere."""
+    """The size of a test: `full` in `make faults` (ZSAD_FAULTS=full), `default` elsewhere (=small for the table)."""
     return full if IS_FULL else default
 
 

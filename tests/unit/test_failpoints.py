@@ -1,8 +1,10 @@
 """Failpoints act only when asked to, as often as asked to, and leave word of it."""
 
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +78,13 @@ def test_a_limit_over_all_processes_needs_a_folder(monkeypatch):
     monkeypatch.delenv(failpoints.FOLDER_VARIABLE)
     with pytest.raises(ConfigError, match="needs ZSAD_FAILPOINTS_FOLDER"):
         failpoints.hit("score")
+
+
+def test_the_code_reaches_exactly_the_points_that_are_named():
+    """`tests/faults` proves that each is reached: the steps in test_commit_faults, decode and score in test_job_faults."""
+    folder = Path(failpoints.__file__).parent
+    text = "\n".join(path.read_text() for path in folder.rglob("*.py") if path.name != "failpoints.py")
+    steps = set(re.findall(r"failpoints\.around\(\"([a-z]+)\"\)", text))
+    single = set(re.findall(r"failpoints\.hit\(\"([a-z]+)\"\)", text))
+    assert steps == set(failpoints.COMMIT_STEPS)
+    assert {f"{side}-{step}" for side in ("before", "after") for step in steps} | single == set(failpoints.POINTS)
