@@ -81,7 +81,7 @@ def test_a_limit_over_all_processes_needs_a_folder(monkeypatch):
 
 
 def test_the_code_reaches_exactly_the_points_that_are_named():
-    """`tests/faults` proves that each is reached: the steps in test_commit_faults, decode and score in test_job_faults."""
+    """That each is reached is proven in tests/faults: steps in test_commit_faults, the others in test_job_faults."""
     folder = Path(failpoints.__file__).parent
     text = "\n".join(path.read_text() for path in folder.rglob("*.py") if path.name != "failpoints.py")
     steps = set(re.findall(r"failpoints\.around\(\"([a-z]+)\"\)", text))
