@@ -71,7 +71,8 @@ def seeded(seed: int, shares: Mapping[str, float], *, method: str = "GET") -> Sc
     def script(request: Request) -> str | None:
         if request.is_listing or request.method != method:
             return None
-        draw = random.Random(f"{seed} {request.path} {request.number}").random()
+        key = request.path.split("/", 2)[-1]  # without the bucket, whose name is new each time
+        draw = random.Random(f"{seed} {key} {request.number}").random()
         for fault, share in shares.items():
             if draw < share:
                 return fault
