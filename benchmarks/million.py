@@ -72,8 +72,9 @@ class SyntheticList:
 
     url = "made up"
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, root: str = "s3://made-up") -> None:
         self.size = size
+        self.root = root
 
     def contains(self, _other: Any) -> bool:
         """No output lies inside."""
@@ -87,9 +88,8 @@ class SyntheticList:
         for number in range(self.size):
             key = f"line{number // 250_000}/cam{number // 50_000 % 5}/{number:09d}.jpg"
             if key > after:
-                yield ObjectInfo(
-                    key=key, uri=f"s3://made-up/{key}", size_bytes=5, etag=f"{number:032x}", last_modified=moment
-                )
+                uri = f"{self.root}/{key}"
+                yield ObjectInfo(key=key, uri=uri, size_bytes=5, etag=f"{number:032x}", last_modified=moment)
 
 
 def listing(size: int, folder: Path, lister: SyntheticList | None) -> dict[str, float]:
@@ -119,7 +119,7 @@ def listing(size: int, folder: Path, lister: SyntheticList | None) -> dict[str, 
     }
 
 
-def job(size: int, folder: Path, lister: SyntheticList | None) -> dict[str, float]:
+def job(size: int, folder: Path, _lister: SyntheticList | None) -> dict[str, float]:
     """The whole job."""
     from throughput import PeakMemory
 
@@ -129,8 +129,9 @@ def job(size: int, folder: Path, lister: SyntheticList | None) -> dict[str, floa
     from zsad.report.read import open_manifest
     from zsad.storage import open_store
 
-    batch.decode_block, batch.ShardScorer, batch.CPU_SHARD_ROWS = pass_on, ConstantScorer, SHARD_ROWS
-    batch.ObjectList = lambda _url, _source: lister
+    batch.decode_block, batch.ShardScorer = pass_on, ConstantScorer
+    batch.shard_rows = lambda *_arguments, **_named: SHARD_ROWS
+    batch.ObjectList = lambda _url, source: SyntheticList(size, source.url)
     images, output = folder / "images", folder / "report"
     images.mkdir()
     connect()
