@@ -68,12 +68,13 @@ def finished(job):
 def test_throttles_and_broken_connections_cost_no_row(local_ray, faulty_s3, bucket, tmp_path, table):
     with job_on(local_ray, faulty_s3, bucket, tmp_path / "clean") as job:
         clean_s = finished(job)
-    faulty_s3.restart(seeded(seed(1), {"slow_down": 0.2, "hidden": 0.05, "reset": 0.02}))
+    faulty_s3.restart(seeded(seed(2), {"slow_down": 0.2, "hidden": 0.05, "reset": 0.02}))
     with job_on(local_ray, faulty_s3, bucket, tmp_path / "faulty") as job:
         faulty_s = finished(job)
     rows = read_report(job.output).to_table().to_pylist()
     assert [row["status"] for row in rows] == ["ok"] * NUM_IMAGES
     faults = faulty_s3.num_faults()
+    assert set(faults) == {"slow_down", "hidden", "reset"}
     assert faults["slow_down"] > 0.1 * NUM_IMAGES
     store = open_store(job.output)
     records = ledger.load_shard_records(store, ledger.latest_published(store))
