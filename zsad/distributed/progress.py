@@ -33,8 +33,7 @@ class Counts:
     anomalies: int = 0
 
 
-@ray.remote(num_cpus=0)
-class Tally:
+class ShardTally:
     """Adds up committed shards; `reason` says why the run must stop, or is empty."""
 
     def __init__(self, counts: Counts, max_error_share: float) -> None:
@@ -65,6 +64,9 @@ class Tally:
     def read(self) -> tuple[Counts, str]:
         """What is committed, and why to stop."""
         return self.counts, self.reason
+
+
+Tally = ray.remote(num_cpus=0)(ShardTally)
 
 
 def over_budget(counts: Counts, max_error_share: float) -> str:
