@@ -25,7 +25,7 @@ from zsad.http.limits import BodyGuard
 from zsad.http.oip import InferRequest
 from zsad.http.problems import Problem, of_status
 from zsad.http.requests import KeyItem, KeyItems, readable
-from zsad.http.routes_oip import oip_router
+from zsad.http.routes_oip import health_router, models_router
 from zsad.http.routes_v1 import v1_router
 from zsad.http.service import Service
 from zsad.serve_config import ServeConfig
@@ -70,8 +70,8 @@ def make_app(
     app.state.service = Service(config, engine, tokens=tokens, observer=observer)
     _handle_problems(app)
     _add_page(app, page)
-    app.include_router(v1_router(app.state.service))
-    app.include_router(oip_router(app.state.service))
+    for make_router in (v1_router, health_router, models_router):
+        app.include_router(make_router(app.state.service))
     _describe(app)
     app.add_middleware(BodyGuard, config=config)  # the last added is the outermost
     app.add_middleware(Journal, observer=observer)

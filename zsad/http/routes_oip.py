@@ -36,13 +36,17 @@ _BODY = {
 }
 
 
-def oip_router(service: Service) -> APIRouter:
-    """The routes under /v2; health needs no token."""
+def health_router(service: Service) -> APIRouter:
+    """Those routes under /v2 that need no token."""
     router = APIRouter(prefix="/v2")
     _add_health(router, service)
-    known = APIRouter(dependencies=[Depends(service.authorise)])
-    _add_models(known, service)
-    router.include_router(known)
+    return router
+
+
+def models_router(service: Service) -> APIRouter:
+    """The others."""
+    router = APIRouter(prefix="/v2", dependencies=[Depends(service.authorise)])
+    _add_models(router, service)
     return router
 
 
