@@ -1,6 +1,7 @@
 """The endpoint through Ray Serve's own proxy: answers, limits, slow and departing clients, overload, other clients."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from batch_runs import config_for, png_header, rows_by_key
+from batch_runs import REPOSITORY, config_for, png_header, rows_by_key
 from PIL import Image
 
 from zsad.bundle import CONFIG_FILE, SHIPPED
@@ -260,6 +261,17 @@ def test_tritons_client_speaks_with_it(endpoint, pictures, client):
         triton.infer("none", [images])
 
 
+def test_the_documents_examples_run(endpoint, pictures, tmp_path):
+    text = (REPOSITORY / "docs" / "http.md").read_text().partition("## Clients")[2].partition("## Errors")[0]
+    (tmp_path / "part.jpg").write_bytes(pictures[0])
+    shell, python = (part.partition("```")[0] for part in re.split(r"```(?:sh|python)\n", text)[1:3])
+    for command in (["sh", "-ec", shell], [sys.executable, "-c", python]):
+        command[-1] = command[-1].replace(":8000", f":{endpoint.port}")
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        assert "score" in done.stdout or done.stdout.startswith("0.")
+
+
+@pytest.mark.slow
 def test_schemathesis_finds_no_server_error(endpoint):
     done = subprocess.run(
         [
