@@ -163,7 +163,7 @@ class Scorer:
         self._loaded.keep(key, loaded)
 
     async def _have(self, key: DetectorKey) -> "Loaded | Problem":
-        if self._watch is None and self._config.reload_s:
+        if self._config.reload_s and (self._watch is None or self._watch.done()):
             self._watch = asyncio.create_task(self._renew_for_ever())
         if loaded := self._loaded.get(key):
             return loaded
@@ -207,7 +207,12 @@ class Scorer:
             return
         async with self._loading:
             outcome = await self._load(key)
-        log.info("detector %s: newer version %s", key, "refused" if isinstance(outcome, Problem) else "taken")
+        if isinstance(outcome, Problem):
+            log.warning("detector %s: the newer version is refused, the old one stays", key)
+            if outcome.code == "no_detector":  # it will not get better; a failure of storage may
+                held.version = version
+        else:
+            log.info("detector %s: newer version taken", key)
 
     async def _scored(self, key: Hashable, batch: list[Pixels]) -> list[Scored | Stale | Problem]:
         """Outcomes of a batch; images that were made for a version replaced meanwhile have to be made anew."""
