@@ -1,9 +1,11 @@
 """A stand-in for the model in pipeline tests: the score of an image is a hash of its pixels at model size."""
 
 import hashlib
+import sys
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from zsad.distributed import batch, finish
 from zsad.distributed.stages import Plan, ShardScorer
@@ -74,5 +76,6 @@ def hash_scorer(monkeypatch):
     def counts_only(plan, _summary):
         return choose(read_report(plan.config.output, plan.run_id)), ""
 
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import what lies beside the tests
     monkeypatch.setattr(batch, "ShardScorer", HashScorer)
     monkeypatch.setattr(finish, "write_gallery", counts_only)
