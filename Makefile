@@ -30,6 +30,8 @@ faults: $(VENV)/.done .venv-s3/.done
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/throughput.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_cache.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_scaling.py
 
 # The learned bundles that are shipped over nano; again after every change of its weights.
 bundles: $(VENV)/.done
