@@ -1,6 +1,5 @@
 """Trainings from masks on a real Ray, over a tiny random backbone; one small one over nano."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from training_runs import SIDE_PX, config_for, learned_in, save, training_worker
 
 from zsad.detector import load_detector
 from zsad.distributed.train_prompts import train_prompts
-from zsad.errors import ConfigError, ModelError, TooManyBadImages
+from zsad.errors import ConfigError, TooManyBadImages
 from zsad.learn import checkpoints
 from zsad.storage import open_store
 
@@ -98,15 +97,6 @@ def test_a_mask_of_another_size_is_named_and_gives_no_bundle(places, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_ends_the_training_at_once(places, tmp_path):
-    started = time.monotonic()
-    with pytest.raises(ModelError, match="not finite"):
-        train_prompts(config_for(*places, tmp_path / "bundle", method="dapo", learning_rate=0.99, epochs=200))
-    assert time.monotonic() - started < DEADLINE_S
-    assert not (tmp_path / "bundle" / "detector.json").exists()
-
-
-@pytest.mark.slow
 def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, tmp_path):
     config = config_for(*places, tmp_path / "whole", num_workers=2, epochs=40, keep="last")
     train_prompts(config)
@@ -138,10 +128,10 @@ def test_a_training_whose_driver_is_killed_goes_on(places, local_ray, tmp_path):
     job.wait()
     with pytest.raises(ConfigError, match="--resume goes on"):
         train_prompts(config)
-    train_prompts(replace(config, resume=True, num_workers=2))
+    train_prompts(replace(config, resume=True))
     train_prompts(replace(config, output=str(tmp_path / "whole")))
     for name, tensor in learned_in(tmp_path / "whole").items():
-        torch.testing.assert_close(learned_in(tmp_path / "bundle")[name], tensor, atol=1e-4, rtol=0)
+        torch.testing.assert_close(learned_in(tmp_path / "bundle")[name], tensor, atol=1e-6, rtol=0)
 
 
 def when_epochs_are_done(output, epochs):
@@ -149,8 +139,9 @@ def when_epochs_are_done(output, epochs):
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         found = sorted((output / "_training" / "checkpoints").glob("epoch-*.json"))
-        if found and int(found[-1].stem.removeprefix("epoch-")) >= epochs:
-            return json.loads(found[-1].read_text())["epochs"]
+        done = int(found[-1].stem.removeprefix("epoch-")) if found else 0
+        if done >= epochs:
+            return done
         time.sleep(0.02)
     raise AssertionError(f"no {epochs} epochs within {DEADLINE_S} s")
 

@@ -66,6 +66,7 @@ def test_the_same_seed_draws_the_same_images_whatever_else_is_fitted(fitted, pla
     assert (alone / "tensors.safetensors").read_bytes() == (beside / "tensors.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_going_on_fits_only_what_is_missing(places, tmp_path):
     config = promptad(places, tmp_path / "bundles", products=PRODUCTS)
     train_prompts(config)
@@ -79,6 +80,7 @@ def test_going_on_fits_only_what_is_missing(places, tmp_path):
     assert (summary["fitted_before"], list(summary["fitted"])) == ([PRODUCTS[0]], [PRODUCTS[1]])
 
 
+@pytest.mark.slow
 def test_more_broken_products_than_allowed_end_the_job_and_keep_the_others(places, tmp_path):
     with pytest.raises(TooManyBadImages, match=r"1 of 2 products .*one_left"):
         train_prompts(promptad(places, tmp_path / "bundles", products=("bolt", "one_left"), max_error_share=0.1))
