@@ -26,7 +26,7 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
 from zsad.errors import ErrorCode, ImageError, StorageError
-from zsad.storage import counters, s3_errors
+from zsad.storage import counters, s3_errors, s3_pages
 from zsad.storage.base import ObjectInfo, Store, require_etag, require_plain_key, require_size
 from zsad.storage.concurrency import AdaptiveLimit
 from zsad.storage.retry import RetryPolicy, ThrottledError, call_with_retries
@@ -275,8 +275,12 @@ def _filesystem() -> "S3FileSystem":
 def _open_filesystem(_pid: int, _variables: frozenset[tuple[str, str]]) -> "S3FileSystem":
     """Open a pool; the process id in the cache's key makes a forked child open its own."""
     import s3fs
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
+    session = AioSession()
+    session.register(s3_pages.EVENT, s3_pages.take_entries)
     filesystem = s3fs.S3FileSystem(
+        session=session,
         config_kwargs={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
