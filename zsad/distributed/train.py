@@ -56,8 +56,9 @@ def train_from_masks(config: TrainConfig) -> State | None:
     if config.dry_run:
         return None
     config.output_store.check_writable()
+    resources = connect()
     begin(config, {**config.identity(), "data_sha256": plan.data_sha256})
-    state = fit(plan, shard_tables(plan, listed), connect())
+    state = fit(plan, shard_tables(plan, listed), resources)
     put_page(config.output_store, config, state)
     log.info("bundle and training.html are in %s", config.output_store.url)
     return state

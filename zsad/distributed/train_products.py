@@ -52,11 +52,12 @@ def train_products(config: TrainConfig) -> list[Outcome]:
     if config.dry_run:
         return []
     config.output_store.check_writable()
+    resources = connect()
     begin(config, config.identity())
     done = [item.product for item in products if config.resume and _is_done(config, item)]
     left = [item for item in products if item.product not in set(done)]
     log.info("%d products are fitted already, %d are left", len(done), len(left))
-    outcomes = list(_fitted(config, left, connect())) if left else []
+    outcomes = list(_fitted(config, left, resources)) if left else []
     _summarise(config, done, outcomes)
     return outcomes
 

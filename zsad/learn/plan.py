@@ -122,6 +122,7 @@ def make_plan(config: TrainConfig, listed: pa.Table, backbone: "Backbone") -> tu
     form = recipe.form(size, "pixels" if config.cache == "off" else config.cache)
     data = data_sha256(config, listed)
     facts = {"data": data, "backbone": backbone.sha256, "form": asdict(form), "interpolation": backbone.interpolation}
+    facts["precision"] = "bf16" if config.use_gpu else "fp32"  # of the tower in the workers
     plan = Plan(
         config=config,
         words=words,
