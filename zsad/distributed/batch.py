@@ -130,8 +130,8 @@ def _check(config: BatchConfig) -> tuple[Store, manifest.Lister, Store]:
     lister = ObjectList(config.manifest, source) if config.manifest else source
     if next(manifest.iter_listing(lister, config.listing()), None) is None:
         chosen = " that --include and --exclude leave" if config.include or config.exclude else ""
-        listed = f"in the list {lister.url}; check --manifest" if config.manifest else "there; check --input"
-        raise ConfigError(f"there are no objects under {source.url}{chosen} {listed}")
+        where = f" in the list {lister.url}; check --manifest" if config.manifest else "; check --input"
+        raise ConfigError(f"there are no objects under {source.url}{chosen}{where}")
     since_moment(config.since, output, ledger.latest_published(output) if config.since else None)
     report_schema(partition_fields(config))
     if not config.dry_run:
