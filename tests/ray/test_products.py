@@ -48,9 +48,7 @@ def save_variant(detector: Detector, seed: int, url: str) -> None:
     for name in ("cls.text", "seg.text"):
         noise = 0.1 * torch.randn(tensors[name].shape, generator=generator)
         tensors[name] = torch.nn.functional.normalize(tensors[name] + noise, dim=-1)
-    preprocess = (
-        replace(detector.config.preprocess, size=256) if url.endswith(LARGER) else detector.config.preprocess
-    )
+    preprocess = replace(detector.config.preprocess, size=256) if url.endswith(LARGER) else detector.config.preprocess
     Detector(replace(detector.config, preprocess=preprocess), tensors, batch_size=BATCH_SIZE).save(url)
 
 
