@@ -1,6 +1,7 @@
 """From products to banks to a report: the job with the real nano model, and the main job that uses what it wrote."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,36 +31,39 @@ PAIRS = [
 ANSWER = {"pairs": [{"trait": "surface", "good": good, "faulty": faulty} for good, faulty in PAIRS]}
 
 
-@pytest.fixture(autouse=True)
-def few_pairs(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def few_pairs():
     """A tenth of the procedural pairs: what is tested here does not depend on their number."""
-    monkeypatch.setattr(job, "procedural_source", lambda: procedural_source(12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "procedural_source", lambda: procedural_source(12))
+        yield
 
 
-@pytest.fixture
-def recording(tmp_path):
-    path = tmp_path / "recording.json"
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recording") / "recording.json"
     path.write_text(json.dumps({"model": "by hand", "answers": {"metal plate": ANSWER, "lid": "What lid?"}}))
     return str(path)
 
 
-@pytest.fixture
-def banks(tmp_path, recording):
-    """Banks of two products, the second of which fell back."""
-    output = tmp_path / "banks"
+@pytest.fixture(scope="module")
+def banks(few_pairs, recording, tmp_path_factory):
+    """Banks of two products, the second of which fell back; nobody may write to them."""
+    output = tmp_path_factory.mktemp("written") / "banks"
     write_prompts(
         WritePromptsConfig(objects="metal_plate, lid", llm=f"recorded:{recording}", output=str(output), review=True)
     )
     return output
 
 
-def test_the_job_leaves_banks_a_summary_and_a_page(banks, capsys):
+def test_the_job_leaves_banks_a_summary_and_a_page(banks):
     bank = read_bank(str(banks / "metal_plate.json"))
     verdicts = {phrase.text: phrase.verdict for phrase in bank.phrases}
     assert verdicts["an undamaged surface"] == verdicts["a dark stain on it"] == "keep"
     assert verdicts["a smooth unbroken rim"] == verdicts["a nick in the rim"] == "unseen"
     assert verdicts["a scratch on the surface"] == verdicts["<b>foreign matter</b> on it"] == "drop"
     assert (bank.origin.model, bank.origin.backbone) == ("by hand", "nano")
+    assert bank.origin.backbone_sha256 == load_backbone("nano", "cpu").sha256
     summary = json.loads((banks / "_summary.json").read_text())
     assert (summary["written"], summary["fallback"]) == (1, 1)
     assert "not JSON" in read_bank(str(banks / "lid.json")).origin.fallback
@@ -69,7 +73,7 @@ def test_the_job_leaves_banks_a_summary_and_a_page(banks, capsys):
     assert "<b>foreign" not in html
 
 
-def test_a_second_run_does_no_model_work(banks, recording, monkeypatch):
+def test_a_second_run_does_no_model_work(banks, recording, monkeypatch, tmp_path):
     work = []
     for owner, name in ((Backbone, "encode_text"), (Backbone, "encode_image"), (RecordedWriter, "write")):
         real = getattr(owner, name)
@@ -77,38 +81,33 @@ def test_a_second_run_does_no_model_work(banks, recording, monkeypatch):
     again = WritePromptsConfig(
         objects="metal_plate",
         llm=f"recorded:{recording}",
-        output=str(banks.parent / "again"),
+        output=str(tmp_path / "again"),
         cache=str(banks / "_cache"),
     )
     assert write_prompts(again).count("cached") == 1
     assert work == []
-    assert (banks.parent / "again/metal_plate.json").read_bytes() == (banks / "metal_plate.json").read_bytes()
-    changed = WritePromptsConfig(objects="lid", llm=f"recorded:{recording}", output=str(banks.parent / "again"))
+    assert (tmp_path / "again/metal_plate.json").read_bytes() == (banks / "metal_plate.json").read_bytes()
+    changed = WritePromptsConfig(objects="lid", llm=f"recorded:{recording}", output=str(tmp_path / "again"))
     write_prompts(changed)
     assert set(work) == {"encode_text", "encode_image", "write"}
 
 
 @pytest.mark.ray
-def test_kept_prompts_of_a_bank_explain_the_findings_of_a_report(local_ray, scored, banks):
-    output = banks.parent / "report"
-    score_bucket(
-        config_for(
-            scored.folder,
-            output,
-            detector="nano:alfa",
-            prompts=str(banks / "metal_plate.json"),
-            include=("line1/*",),
-            normals=str(scored.folder / "line1/cam1"),
-        )
-    )
+def test_kept_prompts_of_a_bank_explain_the_findings_of_a_report(local_ray, bucket, banks, tmp_path):
+    normals, output, prompts = tmp_path / "normals", tmp_path / "report", str(banks / "metal_plate.json")
+    normals.mkdir()
+    shutil.copyfile(bucket / "line1/cam1/000.png", normals / "one.png")
+    chosen = {"detector": "nano:alfa", "prompts": prompts, "include": ("line1/cam1/*",)}
+    score_bucket(config_for(bucket, output, normals=str(normals), **chosen))
     bank = read_bank(str(banks / "metal_plate.json"))
     voting = {
         side: {f"metal plate with {text}" for text in bank.texts(side)}
         | {fill(state, "metal plate") for state in states}
         for side, states in (("normal", NORMAL_STATES), ("abnormal", ABNORMAL_STATES))
     }
-    told = [kept for row in rows_by_key(scored.folder, output).values() for kept in row["explanation"]]
-    assert told
+    rows = rows_by_key(bucket, output).values()
+    told = [kept for row in rows for kept in row["explanation"]]
+    assert len(told) == 6 * len(rows) == 6 * 16
     assert all(kept["prompt"] in voting[kept["side"]] for kept in told)
     from_bank = {kept["prompt"] for kept in told} - {fill(s, "metal plate") for s in (*NORMAL_STATES, *ABNORMAL_STATES)}
     assert from_bank & voting["abnormal"]
@@ -116,16 +115,16 @@ def test_kept_prompts_of_a_bank_explain_the_findings_of_a_report(local_ray, scor
     assert any(prompt in gallery for prompt in from_bank)
 
 
-def test_own_normals_score_the_phrases(scored, tmp_path, recording):
+def test_own_normals_score_the_phrases(bucket, tmp_path, recording):
     config = WritePromptsConfig(
         objects="metal plate",
         llm=f"recorded:{recording}",
         output=str(tmp_path / "banks"),
-        normals=str(scored.folder / "line1/cam1"),
+        normals=str(bucket / "line1/cam1"),
     )
     write_prompts(config)
     origin = read_bank(str(tmp_path / "banks/metal_plate.json")).origin
-    assert origin.images == f"{scored.folder}/line1/cam1 with pasted pieces"
+    assert origin.images == f"{bucket}/line1/cam1 with pasted pieces"
 
 
 def test_relative_addresses_are_refused_inside_a_submitted_job(monkeypatch, tmp_path):
@@ -148,7 +147,3 @@ def test_a_mistake_on_the_command_line_ends_with_its_code():
     assert done.returncode == 2
     assert "exit 2: --llm 'openai:m@nowhere': write openai:MODEL@BASE_URL" in last_line(done.stderr)
     assert not (REPOSITORY / "out").exists()
-
-
-def test_nano_is_the_backbone_that_banks_are_for(banks):
-    assert read_bank(str(banks / "lid.json")).origin.backbone_sha256 == load_backbone("nano", "cpu").sha256

@@ -53,6 +53,8 @@ def write_prompts(config: WritePromptsConfig) -> Summary:
         log.info("%d products, written by %s (%s)", len(requests), writer.model, writer.name)
         summary = write_banks(requests, writer, reader, output=output, cache=cache, overwrite=config.overwrite)
     print(summary.table())
+    if summary.count("fallback") == len(summary.rows):
+        log.warning("the writer %s gave no usable answer for any product", config.llm)
     if config.review:
         print(f"review page: {write_review(output, summary)}")
     return summary
@@ -64,8 +66,9 @@ def _check_absolute(config: WritePromptsConfig) -> None:
     Raises:
         ConfigError: naming the option.
     """
-    for name in ("output", "objects_file", "notes", "cache", "normals"):
-        url = getattr(config, name)
+    urls = {name: getattr(config, name) for name in ("output", "objects_file", "notes", "cache", "normals")}
+    urls["llm"] = config.llm.removeprefix("recorded:") if config.llm.startswith("recorded:") else ""
+    for name, url in urls.items():
         if url and not absolute(url):
             raise ConfigError(
                 f"--{name.replace('_', '-')} {url}: inside a submitted job a relative path points into the shipped "

@@ -30,9 +30,8 @@ FOREIGN_ODDS = 20.0
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my"})
 """Languages written without blanks; two letters count as a word."""
 
-_MARKS = frozenset(
-    " ,.'\u2019()-\u2013/%\u00b0:&+\""
-)  # the apostrophe and the dash of typesetters, and the degree sign
+# Among them the apostrophe and the dash of typesetters, and the degree sign.
+_MARKS = frozenset(" ,.'\u2019()-\u2013/%\u00b0:&+\"")
 _ADDRESS = re.compile(r"://|\bwww\.|\S@\S|\b[\w-]+\.(com|org|net|io|dev|ai|co|html?|php|exe|sh)\b", re.IGNORECASE)
 _ORDERS = re.compile(
     r"\b(ignore|disregard|forget|override)\b.*\b(previous|above|prior|all|any|instructions?|rules?|prompts?)\b"

@@ -119,7 +119,8 @@ class Reader:
         return F.normalize(encode_units(self.backbone, states, object_name).mean(dim=0), dim=0)
 
     def _num_tokens(self, text: str) -> int:
-        return int((self.backbone.tokenizer([text])[0] != 0).sum())
+        tokens = self.backbone.tokenizer([text])[0]
+        return int((tokens != tokens[-1]).sum())  # short texts end in padding, whatever its number
 
 
 def procedural_source(num_pairs: int = NUM_PAIRS) -> PairSource:
@@ -149,9 +150,7 @@ def damaged_source(images: Callable[[], Iterable[Image]], *, name: str, identity
         square = Preprocess(size=backbone.image_size, interpolation=backbone.interpolation)
         normals = [square.apply(image) for image in islice(images(), NUM_PAIRS)]
         if len(normals) < MIN_NORMALS:
-            raise ConfigError(
-                f"{name}: {len(normals)} normal images; scoring phrases needs at least {MIN_NORMALS}"
-            )
+            raise ConfigError(f"{name}: {len(normals)} normal images; scoring phrases needs at least {MIN_NORMALS}")
         rng = np.random.default_rng(_SEED)
         return ImagePairs(normals, [paste_piece(image, rng) for image in normals])
 

@@ -14,12 +14,12 @@ from typing import Any
 from zsad import __version__
 from zsad.errors import ConfigError
 from zsad.prompts.bank import Phrase, PromptBank, Side, read_bank_in
-from zsad.prompts.write import Row, Summary
+from zsad.prompts.write import Outcome, Row, Summary
 from zsad.report.gallery import environment
 from zsad.storage import Store
 
 PRODUCTS_PER_PAGE = 50
-_OUTCOMES = {
+_OUTCOMES: dict[Outcome, str] = {
     "written": "written now",
     "cached": "from an earlier run",
     "fallback": "built-in lists stand in",
@@ -74,7 +74,7 @@ def render_review(
             products=[_product(row, bank, number) for number, (row, bank) in enumerate(entries, start=1)],
             num_products=len(summary.rows),
             num_fallbacks=summary.count("fallback"),
-            counts={text: summary.count(name) for name, text in _OUTCOMES.items()},  # type: ignore[arg-type]
+            counts={text: summary.count(name) for name, text in _OUTCOMES.items()},
             pages=[(number, page_name(number)) for number in range(1, num_pages + 1)] if num_pages > 1 else [],
             page=page,
             version=__version__,

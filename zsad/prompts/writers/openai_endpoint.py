@@ -54,7 +54,7 @@ class OpenAIWriter:
         if found is None:
             raise ConfigError(f"--llm {ref[:100]!a}: write openai:MODEL@BASE_URL with an http(s) address without user")
         self.model = found["model"]
-        self.revision = one_line(f"at {found['url']}", 200)
+        self.revision = one_line(f"at {found['url'].partition('?')[0]}", 200)  # a query may hold a key
         self._num_parallel = num_parallel
         self._timeout_s = timeout_s
         self._left_out: frozenset[str] = frozenset()

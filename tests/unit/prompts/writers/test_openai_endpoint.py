@@ -122,7 +122,8 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_what_is_told(served
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     endpoint.faults["cap"] = lambda body: JSONResponse({"error": {"message": "no"}}, status_code=401)
     keyed = OpenAIWriter(f"openai:m@{served[0]}")
-    told = repr([draft(keyed, "cap"), keyed.name, keyed.model, keyed.revision])
+    queried = OpenAIWriter("openai:m@http://h/v1?api-key=sk-secret")
+    told = repr([draft(keyed, "cap"), keyed.revision, queried.revision])
     assert endpoint.keys == {"Bearer sk-secret"}
     assert "sk-secret" not in told
 
