@@ -69,13 +69,14 @@ class HashDetectors:
         return self._detector
 
 
+def counts_only(plan, _summary):
+    """In the place of `write_gallery`, which would look at up to 84 images again with the real model."""
+    return choose(read_report(plan.config.output, plan.run_id)), ""
+
+
 @pytest.fixture
 def hash_scorer(monkeypatch):
-    """Jobs of this test score by hash and draw no gallery, which would look at images with the real model."""
-
-    def counts_only(plan, _summary):
-        return choose(read_report(plan.config.output, plan.run_id)), ""
-
+    """Jobs of this test score by hash and draw no gallery."""
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import what lies beside the tests
     monkeypatch.setattr(batch, "ShardScorer", HashScorer)
     monkeypatch.setattr(finish, "write_gallery", counts_only)
