@@ -134,7 +134,7 @@ def test_a_product_alone_has_the_same_rows(factory, report, tmp_path):
         assert without(row, RUN_COLUMNS) == without(together[key], RUN_COLUMNS)
 
 
-def test_changed_bundles_are_refused_and_new_products_join(factory, report, tmp_path):
+def test_changed_bundles_are_refused_and_new_products_join(factory, tmp_path):
     root, output = tmp_path / "factory", tmp_path / "report"
     for name in ("p000", "p001", "p003"):
         line = f"line{int(name[1:]) % 2}"
