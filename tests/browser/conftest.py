@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from conftest import LocalRay
 from playwright.sync_api import Browser, Error, sync_playwright
@@ -50,7 +51,9 @@ def page_url(local_ray: LocalRay) -> Iterator[str]:
         port = free.getsockname()[1]
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     ray_serve.run(build_graph(ServeConfig(detectors=("nano", "nano:alfa"), batch_size=1), page_files(), {}))
-    yield f"http://127.0.0.1:{port}/"
+    url = f"http://127.0.0.1:{port}/"
+    httpx.get(f"{url}v1/detectors", timeout=240).raise_for_status()  # loads both: ALFA calibrates for a while
+    yield url
     ray_serve.shutdown()
 
 
