@@ -78,9 +78,8 @@ class Stage:
     type_weight: float = TYPE_WEIGHT
 
 
-_JOINT = Stage(
-    kind="joint", size=224, min_window=160, max_window=224, batch_size=32, steps=250, learning_rate=3e-4, decay=1.0
-)
+_PARTS_AND_TYPES: dict[str, Any] = {"part_share": 0.5, "type_weight": 1.5}
+_WHOLE: dict[str, Any] = {"size": 224, "min_window": 160, "max_window": 224, "batch_size": 32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +91,12 @@ class PretrainConfig:
     stages: tuple[Stage, ...] = (
         Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=1000),
         Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=120, learning_rate=1.2e-3, decay=1.0),
-        Stage(size=224, min_window=160, max_window=224, batch_size=32, steps=700, learning_rate=1.2e-3),
-        Stage(size=224, min_window=160, max_window=224, batch_size=32, steps=1500, learning_rate=6e-4, decay=0.6),
-        Stage(kind="text", size=16, min_window=144, max_window=224, batch_size=32, steps=600, decay=0.5),
-        _JOINT,
+        Stage(**_WHOLE, steps=700, learning_rate=1.2e-3),
+        Stage(**_WHOLE, steps=1500, learning_rate=6e-4, decay=0.6),
+        Stage(**_WHOLE, steps=400, learning_rate=6e-4),
+        Stage(**_WHOLE, **_PARTS_AND_TYPES, steps=1900, learning_rate=6e-4, decay=0.6),
+        Stage(kind="text", size=16, min_window=144, max_window=224, batch_size=32, steps=300, decay=0.5),
+        Stage(kind="joint", **_WHOLE, **_PARTS_AND_TYPES, steps=250, learning_rate=1.5e-4, decay=1.0),
     )
     warmup_steps: int = 60
     weight_decay: float = 0.05
