@@ -14,10 +14,10 @@ demo: $(VENV)/.done
 	$(BIN)/python jobs/demo.py --folder $(DEMO)
 
 test: $(VENV)/.done .venv-s3/.done .venv-llm/.done browser
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not full"
 
 test-all: $(VENV)/.done .venv-s3/.done .venv-llm/.done browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not full"
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .
@@ -27,6 +27,7 @@ lint: $(VENV)/.done
 # The fault tests at their full sizes, with a table of what they measured: build/faults.md, and docs/reliability.md.
 faults: $(VENV)/.done .venv-s3/.done
 	ZSAD_FAULTS=full ZSAD_REQUIRE_S3=1 $(BIN)/python -m pytest --timeout 1800 tests/faults
+	$(BIN)/python -m pytest --timeout 1800 -m full --ignore tests/faults tests
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/throughput.py

@@ -24,7 +24,7 @@ from zsad.report import ledger, read_report
 from zsad.scoring import fetched
 from zsad.storage import counters, open_store, retry, s3
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.s3, pytest.mark.full]
 
 NUM_IMAGES = size(60, 2000)
 RUN_ID = "20260301T000000Z-test"

@@ -214,7 +214,7 @@ def test_memory_is_bounded_with_a_small_object_store(tmp_path):
     _check_memory(tmp_path, 400)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(2400)
 def test_memory_is_bounded_with_a_small_object_store_in_full(tmp_path):
     _check_memory(tmp_path, 10_000)

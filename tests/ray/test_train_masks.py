@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, t
         torch.testing.assert_close(learned_in(tmp_path / "bundle")[name], tensor, atol=1e-6, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_training_whose_driver_is_killed_goes_on(places, local_ray, tmp_path):
     config = config_for(*places, tmp_path / "bundle", epochs=40, keep="last")
     flags = [f"--{name}={getattr(config, name)}" for name in ("method", "dataset", "output", "backbone", "keep")]
@@ -149,10 +150,10 @@ def when_epochs_are_done(output, epochs):
 @pytest.mark.slow
 def test_dapo_and_features_in_half_precision_over_nano_through_the_scorer(tmp_path, places):
     output = tmp_path / "bundle"
-    small = {"epochs": 1, "batch_size": 8, "backbone": "nano", "calibration_images": 16}
-    train_prompts(config_for(*places, output, **{**small, "method": "dapo"}))
+    small = {"epochs": 1, "batch_size": 8, "calibration_images": 16}
+    train_prompts(config_for(Path("nano"), places[1], output, **small, method="dapo"))
     assert load_detector(str(output), device="cpu").config.defect_words == ("scratch",)
     half = tmp_path / "half"
-    train_prompts(config_for(*places, half, **{**small, "cache": "fp16"}))
+    train_prompts(config_for(Path("nano"), places[1], half, **small, cache="fp16"))
     rows = next((half / "_training").glob("cache-*/*.arrow")).stat().st_size
     assert rows < 22 * (197 * 192 * 2 + 224 * 224 // 8 + 2048)

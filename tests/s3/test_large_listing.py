@@ -32,7 +32,7 @@ open(sys.argv[2], "w").write(json.dumps(keys))
 
 
 @pytest.mark.parametrize(
-    "count", [20_000, pytest.param(1_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "count", [20_000, pytest.param(1_000_000, marks=[pytest.mark.full, pytest.mark.timeout(1800)])]
 )
 def test_each_key_is_listed_once_and_in_order(count, tmp_path):
     with list_server(count, has_faults=True) as env:
