@@ -14,6 +14,10 @@ from PIL import Image
 from zsad.datasets.synthetic import SyntheticConfig, generate
 from zsad.serve_config import ServeConfig
 
+NUM_PARITY = 200  # images that the batch job and the endpoint must score alike
+BATCH_SIZE = 4
+THRESHOLD = 0.3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:

@@ -13,18 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from batch_runs import REPOSITORY, config_for, png_header, rows_by_key
-from PIL import Image
+from batch_runs import REPOSITORY, png_header
 
 from zsad.bundle import CONFIG_FILE, SHIPPED
-from zsad.datasets.synthetic import SyntheticConfig, generate
 
-from .serving_runs import processes, wait_until_ready
+from .serving_runs import NUM_PARITY, THRESHOLD, processes, wait_until_ready
 
 pytestmark = pytest.mark.ray
 
 MIB = 2**20
-NUM_PARITY = 200
 
 
 @pytest.fixture(scope="module")
@@ -100,22 +97,12 @@ def test_a_plain_request_id_comes_back_once_and_any_other_is_replaced(client, pi
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
-def test_scores_are_those_of_the_batch_job(endpoint, tmp_path):
-    from zsad.distributed.batch import score_bucket
-
-    folder = tmp_path / "images"
-    folder.mkdir()
-    config = SyntheticConfig(size=96, anomaly_share=0.5)
-    for number in range(NUM_PARITY):
-        Image.fromarray(generate(11, number, config).image).save(folder / f"{number:03d}.png")
-    score_bucket(
-        config_for(folder, tmp_path / "report", batch_size=endpoint.config.batch_size, num_scorers=1, threshold=0.3)
-    )
-    rows = rows_by_key(folder, tmp_path / "report")
+def test_scores_are_those_of_the_batch_job(endpoint, batch_scores):
+    folder, rows = batch_scores
 
     def ask(key: str) -> dict:
         with endpoint.client() as own:
-            response = own.post("/v1/inspect?threshold=0.3&mask=rle", content=(folder / key).read_bytes())
+            response = own.post(f"/v1/inspect?threshold={THRESHOLD}&mask=rle", content=(folder / key).read_bytes())
             assert response.status_code == 200, response.text
             return response.json()
 

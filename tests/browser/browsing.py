@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, Request, Response, Route, expect
 
 from zsad.datasets.synthetic import SyntheticConfig, generate
 
-ANSWER_MS = 60_000  # a first answer may wait for a model to load on a busy machine
+ANSWER_MS = 150_000  # a first answer may wait for a model to load on a busy machine
 INSPECT = "**/v1/inspect?*"
 
 
