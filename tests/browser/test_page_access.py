@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import expect
 
-from .browsing import encoded, picture, upload
+from .browsing import ANSWER_MS, INSPECT, encoded, picture, upload
 
 PLATE = upload("plate.png", encoded(picture(1, size=128)))
 LOW = 0.002  # any picture is anomalous at this threshold
@@ -136,7 +136,8 @@ def test_an_image_is_inspected_and_its_threshold_changed_by_keyboard_alone(page)
     assert focused(page) == "files"
     with page.page.expect_file_chooser() as chooser:
         page.page.keyboard.press("Enter")
-    chooser.value.set_files([PLATE])
+    with page.page.expect_response(INSPECT, timeout=ANSWER_MS):
+        chooser.value.set_files([PLATE])
     page.settled()
     page.at("#threshold-range").focus()
     page.page.keyboard.press("End")
