@@ -11,6 +11,7 @@ decoding has the CPUs. Decode tasks and scorers ask for different shares on purp
 the two stages.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -284,6 +285,7 @@ def score_shards(
 
 def _score_wave(plan: Plan, pending: list[int], resources: Resources, tally: Any) -> None:
     if pending:
+        gc.collect()  # an earlier pipeline refers to itself; until it is collected its scorers keep the CPUs
         sink = ShardSink(plan, tally)
         pipeline(plan, pending, resources).write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
 
