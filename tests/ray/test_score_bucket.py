@@ -343,13 +343,13 @@ def test_alfa_with_a_prompt_bank_explains_every_image(scored, tmp_path):
     normals, output, bank = tmp_path / "normals", tmp_path / "report", str(tmp_path / "bank.json")
     normals.mkdir()
     shutil.copyfile(scored.folder / "line1/cam1/000.png", normals / "one.png")
-    phrases = (Phrase(text="an even {} coat", side="normal"), Phrase(text="a nick", side="abnormal"))
+    phrases = (Phrase(text="an even {} coat", side="normal"), Phrase(text="a scratch", side="abnormal"))
     write_bank(bank, PromptBank(object_name="gearbox", phrases=phrases))
     chosen = {"detector": "nano:alfa", "prompts": bank, "settings": ("mode=topk",), "include": ("line1/cam1/00*",)}
     score_bucket(config_for(scored.folder, output, normals=str(normals), **chosen))
     stored = read_config(str(output / "runs" / latest(output) / "detector"))
     assert stored.object_name == "gearbox"
-    assert stored.settings == {"normal": ["an even {} coat"], "abnormal": ["a nick"], "mode": "topk"}
+    assert stored.settings == {"normal": ["an even {} coat"], "abnormal": ["a scratch"], "mode": "topk"}
     for row in rows_by_key(scored.folder, output).values():
         assert [told["side"] for told in row["explanation"]] == ["normal"] * 3 + ["abnormal"] * 3
         assert all("gearbox" in told["prompt"] for told in row["explanation"])

@@ -97,7 +97,7 @@ def test_a_mask_of_another_size_is_named_and_gives_no_bundle(places, tmp_path):
     assert not (tmp_path / "bundle" / "detector.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, tmp_path):
     config = config_for(*places, tmp_path / "whole", num_workers=2, epochs=40, keep="last")
     train_prompts(config)
@@ -147,7 +147,7 @@ def when_epochs_are_done(output, epochs):
     raise AssertionError(f"no {epochs} epochs within {DEADLINE_S} s")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_dapo_and_features_in_half_precision_over_nano_through_the_scorer(tmp_path, places):
     output = tmp_path / "bundle"
     small = {"epochs": 1, "batch_size": 8, "calibration_images": 16}
