@@ -258,3 +258,12 @@ def test_a_resumed_run_with_other_settings_is_refused_by_the_fields_name(plan, t
     check_complete(plan)
     table.add("R9", "settings changed between crash and resume", f"{len(CHANGES)} fields",
               "ConfigError (exit 2) that names the field; the old settings resume")  # fmt: skip
+
+
+def test_a_run_id_that_sorts_before_the_last_published_run_is_refused(plan):
+    assert run(replace(plan, run_id=RUN_ID)) == 0
+    output = open_store(plan.output)
+    config = BatchConfig(input=plan.source, output=plan.output, run_id="20260228T235959Z-late")
+    with pytest.raises(ConfigError, match=rf"late would stay behind run {RUN_ID} .* give a --run-id that sorts behind"):
+        batch.open_run(config, output, plan.fingerprint)
+    assert ledger.load_run_state(output, config.run_id) is None

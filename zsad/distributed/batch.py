@@ -153,15 +153,15 @@ def open_run(config: BatchConfig, output: Store, fingerprint: str | dict[str, st
         CommitConflict: if a live driver holds the run.
     """
     values = result_fields(config, fingerprint)
+    behind = last_run(output)  # first, so that a run which another driver starts meanwhile is met in `register_run`
     wanted = RunState(
-        run_id=config.run_id or new_run_id(),
+        run_id=config.run_id or new_run_id(after=behind),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         input_url=config.input,
         config={**values, "listing": listing_fields(config)},
         config_hash=ledger.config_hash(values),
         code_version=__version__,
     )
-    behind = last_run(output)  # first, so that a run which another driver starts meanwhile is met in `register_run`
     is_used = ledger.load_run_state(output, wanted.run_id) is not None
     unfinished = ledger.find_unfinished_run(output)
     if is_used and (wanted.run_id != unfinished or config.restart):
@@ -174,6 +174,11 @@ def open_run(config: BatchConfig, output: Store, fingerprint: str | dict[str, st
         with acquire_lease(output, unfinished):
             publish.write_partial(output, unfinished, [], "given up for a run with --restart")
     last = None if config.restart else ledger.latest_published(output)
+    if (latest := ledger.latest_published(output) or "") >= wanted.run_id:
+        raise ConfigError(
+            f"run {wanted.run_id} would stay behind run {latest} of {output.url}: readers take the greatest run id; "
+            "give a --run-id that sorts behind it"
+        )
     if last is not None:
         before = _same_settings(output, last, replace(wanted, config=values), "")
         values["detector"] = inherited(before.config["detector"], values["detector"])

@@ -3,7 +3,7 @@
 import re
 import secrets
 import string
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from zsad.errors import ConfigError
 
@@ -11,14 +11,30 @@ PUBLISHED = "published/"
 RUNS = "runs/"
 DETECTORS = "detectors/"
 DETECTORS_JSON = "detectors.json"
+_TIME = "%Y%m%dT%H%M%SZ"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-def new_run_id(now: datetime | None = None) -> str:
-    """UTC start time `YYYYMMDDTHHMMSSZ`, "-" and 4 random characters; greater ids are later runs."""
+def new_run_id(now: datetime | None = None, after: str | None = None) -> str:
+    """UTC start time `YYYYMMDDTHHMMSSZ`, "-" and 4 random characters; greater ids are later runs.
+
+    Args:
+        now: the time of the start.
+        after: id of the last run. Where the clock has not passed it (two runs within a second, a clock set back), the
+            time is that run's plus a second, so that readers never take the older run for the latest.
+    """
     moment = (now or datetime.now(UTC)).astimezone(UTC)
+    if after is not None and (last := _start_of(after)) is not None:
+        moment = max(moment, last + timedelta(seconds=1))
     alphabet = string.ascii_lowercase + string.digits
-    return f"{moment:%Y%m%dT%H%M%SZ}-" + "".join(secrets.choice(alphabet) for _ in range(4))
+    return f"{moment:{_TIME}}-" + "".join(secrets.choice(alphabet) for _ in range(4))
+
+
+def _start_of(run_id: str) -> datetime | None:
+    try:
+        return datetime.strptime(run_id[:16], _TIME).replace(tzinfo=UTC)
+    except ValueError:  # a name somebody chose
+        return None
 
 
 def check_run_id(run_id: str) -> str:

@@ -8,7 +8,7 @@ that the next one takes up.
 
 from dataclasses import replace
 
-from zsad.errors import ConfigError, StorageError
+from zsad.errors import CommitConflict, ConfigError, StorageError
 from zsad.report.ledger import RunState, canonical_json, diff_fields, is_published, read_json, write_run_state
 from zsad.report.paths import RUNS, run_key
 from zsad.storage import Store
@@ -27,6 +27,7 @@ def register_run(output: Store, wanted: RunState, behind: str | None) -> RunStat
 
     Raises:
         ConfigError: the driver that was first has other settings.
+        CommitConflict: another driver's run ended meanwhile, and readers would take it for the later one.
         StorageError: the store fails.
     """
     run_id = _claim(output, wanted.run_id, behind)
@@ -50,3 +51,5 @@ def _claim(output: Store, run_id: str, behind: str | None) -> str:
         is_over = is_published(output, behind) or output.exists(run_key(behind, "partial.json"))
         if not is_over:
             return behind
+        if behind >= run_id:
+            raise CommitConflict(f"run {behind} of {output.url} was made by another driver meanwhile; start again")

@@ -18,6 +18,19 @@ def test_run_ids_are_utc_start_times_that_sort():
     assert paths.check_run_id(early) == early
 
 
+@pytest.mark.parametrize(
+    "last", ["20260301T000000Z-zzzz", "20260301T000010Z-zzzz"], ids=["same second", "clock set back"]
+)
+def test_a_run_id_sorts_behind_the_last_run_whatever_the_clock_says(last):
+    new = paths.new_run_id(datetime(2026, 3, 1, tzinfo=UTC), after=last)
+    assert new > last
+    assert new[:15] == f"20260301T0000{int(last[13:15]) + 1:02d}"
+
+
+def test_a_name_that_is_no_time_leaves_the_run_id_alone():
+    assert paths.new_run_id(datetime(2026, 3, 1, tzinfo=UTC), after="nightly").startswith("20260301T000000Z-")
+
+
 @pytest.mark.parametrize("run_id", ["", "../x", "a/b", ".x", "x" * 65, "a b"])
 def test_run_ids_that_are_no_folder_names_are_refused(run_id):
     with pytest.raises(ConfigError):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from zsad.errors import ConfigError
+from zsad.errors import CommitConflict, ConfigError
 from zsad.report.ledger import RunState, load_run_state
 from zsad.report.publish import write_partial, write_pointer
 from zsad.report.registration import last_run, register_run
@@ -47,12 +47,19 @@ def test_a_claim_whose_driver_died_is_taken_up(output):
 
 
 def test_runs_that_are_over_are_passed_by(output):
-    for run_id, behind in (("m", None), ("a", "m"), ("k", "a")):
+    for run_id, behind in (("a", None), ("k", "a"), ("m", "k")):
         register_run(output, named(run_id), behind)
-    write_pointer(output, "m")
     write_pointer(output, "a")
     write_partial(output, "k", [], "given up")
+    write_pointer(output, "m")
     assert register_run(output, named("z"), None).run_id == "z"
+
+
+def test_a_run_that_readers_would_take_for_the_older_one_is_not_begun(output):
+    register_run(output, named("m"), None)
+    write_pointer(output, "m")
+    with pytest.raises(CommitConflict, match=r"run m of .* was made by another driver meanwhile; start again"):
+        register_run(output, named("b"), None)
 
 
 def test_other_settings_are_refused_by_name(output):
