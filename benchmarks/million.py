@@ -175,12 +175,15 @@ def pass_on(plan: Any, shards: list[int], numbers: Any) -> Any:
 class ConstantScorer:
     """The scorer without a model: builds and sorts report rows as the real one does."""
 
-    def __init__(self, plan: Any) -> None:
+    def __init__(self, plan: Any, tally: Any) -> None:
         import numpy as np
+        import ray
 
         from zsad.finding import Finding
         from zsad.report.schema import RunStamp
 
+        context = ray.get_runtime_context()
+        ray.get(tally.add_scorer.remote(context.get_actor_id(), context.current_actor))
         self._stamp = RunStamp(run_id=plan.run_id, config_hash=plan.config_hash)
         self._finding = Finding(
             score=0.01,

@@ -149,7 +149,7 @@ def test_killed_workers_cost_time_and_nothing_else(job, clean, tmp_path, table, 
 
 
 def test_a_second_job_on_a_held_output_ends_with_3_within_10_s(job, clean, table):
-    with job("run") as first:
+    with job("run", env={failpoints.VARIABLE: "before-record=wait:4"}) as first:  # so long that the second meets it
         wait_for(lambda: num_records(first.output) >= 1)
         began_s = time.monotonic()
         with job("second", output=first.output) as second:

@@ -76,7 +76,6 @@ def test_the_first_images_are_scored_while_listing_goes_on(images, tmp_path, mon
     assert [info.key for info in manifest_rows(output)] == keys_of(images)
 
 
-@pytest.mark.full  # now and then the second job of the process waits for ever: the broken one's scorers stay alive
 @pytest.mark.usefixtures("shards_of_one")
 def test_an_interrupted_listing_goes_on_behind_its_last_file(images, tmp_path, monkeypatch):
     output, listing, starts = tmp_path / "report", LocalStore.list, []

@@ -11,10 +11,10 @@ decoding has the CPUs. Decode tasks and scorers ask for different shares on purp
 the two stages.
 """
 
-import gc
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -289,36 +289,46 @@ def score_shards(
 
 
 def _score_wave(plan: Plan, pending: list[int], resources: Resources, tally: Any) -> None:
-    if pending:
-        gc.collect()  # an earlier pipeline refers to itself; until it is collected its scorers keep the CPUs
-        sink = ShardSink(plan, tally)
-        pipeline(plan, pending, resources).write_datasink(sink, ray_remote_args={"num_cpus": 0.1})
+    if not pending:
+        return
+    try:
+        pipeline(plan, pending, resources, tally).write_datasink(
+            ShardSink(plan, tally), ray_remote_args={"num_cpus": 0.1}
+        )
+    finally:
+        with suppress(ray.exceptions.RayError):  # without the tally Ray itself is gone
+            ray.get(tally.end_scorers.remote())
 
 
 def _give_up(plan: Plan, reason: str) -> None:
     publish.write_partial(plan.output, plan.run_id, ledger.load_shard_records(plan.output, plan.run_id), reason)
 
 
-def pipeline(plan: Plan, shards: list[int], resources: Resources) -> Dataset:
+def pipeline(plan: Plan, shards: list[int], resources: Resources, tally: Any) -> Dataset:
     """The lazy pipeline from shard numbers to report rows."""
     numbers = ray.data.range(len(shards), override_num_blocks=len(shards))
     num_scorers = min(count_scorers(plan.config, resources), len(shards))
     gpus = plan.config.num_gpus_per_scorer
-    return decode_and_score(
-        numbers, partial(decode_block, plan, shards), ShardScorer, plan, num_scorers=num_scorers, gpus_each=gpus
-    )
+    decode = partial(decode_block, plan, shards)
+    return decode_and_score(numbers, decode, ShardScorer, (plan, tally), num_scorers=num_scorers, gpus_each=gpus)
 
 
 def decode_and_score(
-    blocks: Dataset, decode: Callable[..., Any], scorer: type, plan: Any, *, num_scorers: int, gpus_each: float
+    blocks: Dataset,
+    decode: Callable[..., Any],
+    scorer: type,
+    arguments: tuple[Any, ...],
+    *,
+    num_scorers: int,
+    gpus_each: float,
 ) -> Dataset:
     """`blocks` through decode tasks and a fixed pool of scorers, each block whole; lazy.
 
     Args:
         blocks: one a unit of work.
         decode: from a block to a block.
-        scorer: class of the pool's actors, made from `plan`, called with a decoded block.
-        plan: likewise.
+        scorer: class of the pool's actors, called with a decoded block.
+        arguments: of its constructor.
         num_scorers: size of the pool.
         gpus_each: GPUs of one scorer; 0: scorers and decoding share the CPUs.
     """
@@ -331,7 +341,7 @@ def decode_and_score(
     )
     return decoded.map_batches(
         scorer,
-        fn_constructor_args=(plan,),
+        fn_constructor_args=arguments,
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=num_scorers),

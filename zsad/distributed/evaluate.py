@@ -188,7 +188,7 @@ def pipeline(plan: Plan, listed: Mapping[str, pa.Table], resources: Resources) -
     blocks = list(_blocks(plan, listed))
     num_scorers = min(count_scorers(scoring, resources), len(blocks))
     truths, decode, gpus = ray.data.from_arrow(blocks), partial(decode_block, plan), scoring.num_gpus_per_scorer
-    return decode_and_score(truths, decode, Comparer, plan, num_scorers=num_scorers, gpus_each=gpus)
+    return decode_and_score(truths, decode, Comparer, (plan,), num_scorers=num_scorers, gpus_each=gpus)
 
 
 def _blocks(plan: Plan, listed: Mapping[str, pa.Table]) -> Iterator[pa.Table]:

@@ -42,6 +42,7 @@ class ShardTally:
         self.reason = ""
         self._checked_rows = 0
         self._seen = bytearray()  # a bit for each shard
+        self._scorers: dict[str, Any] = {}
 
     def add(self, shard: int, rows: int, errors: int, anomalies: int) -> str:
         """Count a shard, once however often its task is repeated; returns why to stop, or an empty string."""
@@ -64,6 +65,21 @@ class ShardTally:
     def read(self) -> tuple[Counts, str]:
         """What is committed, and why to stop."""
         return self.counts, self.reason
+
+    def add_scorer(self, name: str, scorer: Any) -> None:
+        """Remember an actor of the scorer pool; one that was restarted keeps its name."""
+        self._scorers[name] = scorer
+
+    def end_scorers(self) -> int:
+        """Kill the scorers and free their CPUs; returns how many there were.
+
+        Ray Data ends the actors of a finished pipeline by forgetting them. The pipeline refers to itself, an
+        exception may refer to it, and until both are collected its scorers keep the CPUs that the next wave needs.
+        """
+        scorers, self._scorers = self._scorers, {}
+        for scorer in scorers.values():
+            ray.kill(scorer)
+        return len(scorers)
 
 
 Tally = ray.remote(num_cpus=0)(ShardTally)

@@ -158,9 +158,17 @@ def _grouped(index: DetectorIndex, keys: Sequence[str]) -> Iterator[tuple[Entry,
 
 
 class ShardScorer:
-    """Actor of the scorer pool: loads detectors when it meets them, one already at its start if all share it."""
+    """Actor of the scorer pool: loads detectors when it meets them, one already at its start if all share it.
 
-    def __init__(self, plan: Plan) -> None:
+    Args:
+        plan: of the run.
+        tally: the run's `Tally`, which ends the pool; None outside a pool.
+    """
+
+    def __init__(self, plan: Plan, tally: Any = None) -> None:
+        if tally is not None:
+            context = ray.get_runtime_context()
+            ray.get(tally.add_scorer.remote(context.get_actor_id(), context.current_actor))
         self._failure: ZsadError | None = None
         try:
             self._load(plan)
