@@ -19,6 +19,7 @@ from zsad.http.requests import InspectOptions
 from zsad.serve_config import ServeConfig
 
 Image = Upload | StoredImage
+_DRAWN_AT_ONCE = 2
 
 
 class Service:
@@ -33,6 +34,7 @@ class Service:
         self._tokens, self._observer = tokens, observer
         self._rates = RateLimiter(rate=config.token_rate, burst=config.token_burst)
         self._waiting = Waiting(config.max_waiting)
+        self._drawing = asyncio.Semaphore(_DRAWN_AT_ONCE)
         self.is_draining = False
 
     async def authorise(self, request: Request) -> None:
@@ -116,8 +118,10 @@ class Service:
         record.num_anomalies += found.finding.is_anomaly
         self._observer.image(found, max(0.0, total_ms - found.decode_ms - found.model_ms))
         answered = partial(inspection, found, options, request_id=record.request_id, total_ms=total_ms)
-        # A mask is drawn at the image's size, which may be large.
-        return found, await run_in_threadpool(answered) if options.mask == "png" else answered()
+        if options.mask != "png":
+            return found, answered()
+        async with self._drawing:  # a mask is drawn at the image's size: a byte a pixel while it lasts
+            return found, await run_in_threadpool(answered)
 
     async def _outcome(
         self, record: Record, image: Image | Problem, key: DetectorKey, options: InspectOptions

@@ -4,6 +4,8 @@ Legend: B images, C classes, (R, Q) px.
 Source: as used by AnomalyCLIP's descendants, FAPrompt (arXiv 2410.10289) and DAPO (arXiv 2512.09446) among them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,14 +24,41 @@ def focal_loss(probabilities_BCRQ: Tensor, classes_BRQ: Tensor) -> Tensor:
         classes_BRQ: int64, the true class of each pixel.
     """
     true_BRQ = probabilities_BCRQ.gather(1, classes_BRQ[:, None])[:, 0]
-    return focal_of_true(true_BRQ, num_classes=probabilities_BCRQ.shape[1])
-
-
-def focal_of_true(true_BRQ: Tensor, *, num_classes: int) -> Tensor:
-    """`focal_loss` of the probabilities of the true classes."""
-    other = LABEL_SMOOTHING / (num_classes - 1)
+    other = LABEL_SMOOTHING / (probabilities_BCRQ.shape[1] - 1)
     p_BRQ = (1 - LABEL_SMOOTHING) * true_BRQ + other * (1 - true_BRQ) + LABEL_SMOOTHING
     return -((1 - p_BRQ) ** FOCUS * p_BRQ.log()).mean()
+
+
+def focal_of_map(map_BRQ: Tensor, is_bad_BRQ: Tensor) -> Tensor:
+    """`focal_loss` of two classes, of which `map_BRQ` is the probability of the second; few passes over the pixels."""
+    sign_BRQ = is_bad_BRQ.to(map_BRQ.dtype).mul_(2).sub_(1)
+    mean: Tensor = _FocalOfMap.apply(map_BRQ, sign_BRQ)
+    return mean
+
+
+class _FocalOfMap(torch.autograd.Function):
+    """With p = m for sign 1 and 1 - m for -1, smoothed as p + 2 s (1 - p): the mean of -(1 - p)^2 log p.
+
+    Its derivative after p is 2 (1 - p) log p - (1 - p)^2 / p, made together with the value: autograd would keep and
+    read six arrays of the maps' size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, map_BRQ: Tensor, sign_BRQ: Tensor) -> Tensor:
+        slope = 1 - 2 * LABEL_SMOOTHING
+        q_BRQ = (0.5 - map_BRQ).mul_(sign_BRQ).mul_(slope).add_(0.5 * slope)  # 1 - p
+        p_BRQ = 1 - q_BRQ
+        log_BRQ = p_BRQ.log()
+        squared_BRQ = q_BRQ * q_BRQ
+        value = -torch.dot(squared_BRQ.view(-1), log_BRQ.view(-1)) / map_BRQ.numel()
+        gradient_BRQ = log_BRQ.mul_(q_BRQ).mul_(2).sub_(squared_BRQ.div_(p_BRQ)).mul_(sign_BRQ)
+        ctx.save_for_backward(gradient_BRQ.mul_(slope / map_BRQ.numel()))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient_BRQ,) = ctx.saved_tensors
+        return gradient_BRQ * gradients[0], None
 
 
 def dice_loss(probability_BRQ: Tensor, target_BRQ: Tensor) -> Tensor:

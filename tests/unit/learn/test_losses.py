@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zsad.learn.losses import dice_loss, focal_loss
+from zsad.learn.losses import dice_loss, focal_loss, focal_of_map
 
 
 def test_focal_loss_by_hand():
@@ -46,3 +46,23 @@ def test_dice_loss_is_zero_only_for_the_mask_itself():
     target = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0)) > 0.5
     assert dice_loss(target.float(), target).item() == pytest.approx(0, abs=1e-6)
     assert dice_loss((~target).float(), target).item() > 0.8
+
+
+def test_the_focal_loss_of_a_map_is_that_of_its_two_classes_and_so_is_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    map_BRQ = torch.rand(2, 5, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    is_bad_BRQ = torch.rand(2, 5, 7, generator=generator) > 0.5
+    expected = focal_loss(torch.stack([1 - map_BRQ, map_BRQ], dim=1), is_bad_BRQ.long())
+    found = focal_of_map(map_BRQ, is_bad_BRQ)
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+    (expected_gradient,) = torch.autograd.grad(3 * expected, map_BRQ)
+    (gradient,) = torch.autograd.grad(3 * found, map_BRQ)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_the_focal_loss_of_a_map_is_finite_where_the_map_is_certain_and_wrong():
+    map_BRQ = torch.tensor([[[0.0, 1.0]]]).requires_grad_()
+    loss = focal_of_map(map_BRQ, torch.tensor([[[True, False]]]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(map_BRQ.grad).all()
