@@ -12,6 +12,7 @@ Refuses to measure when the machine is busy at the start.
 
 import argparse
 import io
+import json
 import os
 import shutil
 import statistics
@@ -47,20 +48,22 @@ def main() -> None:
         folder = Path(name)
         paths = write_images(folder / "images", arguments.images)
         rates: dict[str, list[float]] = {"one process, two threads": [], "two processes": [], "the job": []}
-        peak = 0.0
+        jobs: list[PeakMemory] = []
         for number in range(arguments.rounds):
             rates["one process, two threads"].append(loop(paths, processes=1, threads=2))
             rates["two processes"].append(loop(paths, processes=2, threads=1))
             with PeakMemory() as memory:
                 rates["the job"].append(job(folder / "images", folder / f"report{number}", len(paths)))
-            peak = max(peak, memory.peak_gib)
+            jobs.append(memory)
             print(f"round {number + 1}: " + ", ".join(f"{k} {v[-1]:.1f}" for k, v in rates.items()), flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     best = max(medians["one process, two threads"], medians["two processes"])
     for name, value in medians.items():
         print(f"{name:<26} {value:7.1f} images/s (median of {arguments.rounds})")
     print(f"ratio job / better loop    {medians['the job'] / best:7.2f}")
-    print(f"peak memory of the job     {peak:7.2f} GiB (proportional set size, all its processes)")
+    peak_gib = max(memory.peak_gib for memory in jobs)
+    print(f"peak memory of the job     {peak_gib:7.2f} GiB (proportional set size, all its processes)")
+    print(f"growth from 30 % to 90 %   {max(m.growth for m in jobs):+7.1%}")
 
 
 def busy_share(seconds: float) -> float:
@@ -149,6 +152,8 @@ def job(images: Path, output: Path, count: int) -> float:
     score_bucket(BatchConfig(input=str(images), output=str(output), batch_size=BATCH))
     manifest = open_manifest(open_store(str(output)))
     assert manifest.totals["ok"] == count  # noqa: S101 - see above
+    stored = json.loads((output / "runs" / manifest.run_id / "summary.json").read_text())
+    print(f"spilled bytes {stored['memory']['spilled_bytes']}", flush=True)
     records = sorted((output / "runs" / manifest.run_id / "shards").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     times = [record.stat().st_mtime for record in records]
     warm = round(WARM_SHARE * len(times))
@@ -158,11 +163,25 @@ def job(images: Path, output: Path, count: int) -> float:
 
 
 class PeakMemory:
-    """Largest sum of proportional set sizes of this project's processes while it is open."""
+    """Sums of proportional set sizes of this project's processes while it is open, one a second."""
 
-    peak_gib = 0.0
+    @property
+    def peak_gib(self) -> float:
+        """The largest."""
+        return max(self.samples_gib, default=0.0)
+
+    @property
+    def growth(self) -> float:
+        """From 30 % of the time to 90 %, as a share; medians of the tenths around the two."""
+        count = len(self.samples_gib)
+        early, late = (
+            statistics.median(self.samples_gib[round((at - 0.05) * count) : round((at + 0.05) * count) + 1])
+            for at in (0.3, 0.9)
+        )
+        return late / early - 1
 
     def __enter__(self) -> "PeakMemory":
+        self.samples_gib: list[float] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -175,7 +194,7 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
             total = sum(_pss_kib(process) for process in Path("/proc").glob("[0-9]*"))
-            self.peak_gib = max(self.peak_gib, total / 2**20)
+            self.samples_gib.append(total / 2**20)
 
 
 def _pss_kib(process: Path) -> int:

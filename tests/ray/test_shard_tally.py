@@ -1,6 +1,15 @@
-"""What the sinks report is added up once for each shard, and watched for too many errors; no running Ray."""
+"""What the sinks report is added up once for each shard, and watched for too many errors; a run that stands still."""
 
+import logging
+import re
+import time
+
+import pytest
+import ray
+
+from zsad.distributed import progress
 from zsad.distributed.progress import CHECK_EVERY_ROWS, Counts, ShardTally
+from zsad.distributed.store_watch import StoreWatch
 
 
 def test_a_shard_reported_twice_counts_once():
@@ -22,3 +31,40 @@ def test_a_run_that_must_stop_is_told_so_at_the_next_report():
     tally = ShardTally(Counts(), 1.0)
     tally.stop("the lease is lost")
     assert tally.add(3, 1, 0, 0) == "the lease is lost"
+
+
+@pytest.mark.ray
+def test_a_run_that_does_not_get_on_says_what_the_cluster_has_free(local_ray, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "QUIET_S", 1.5)
+    tally = progress.Tally.remote(Counts(), 1.0)
+    with (
+        caplog.at_level(logging.WARNING, progress.log.name),
+        progress.ProgressReporter(tally, Counts(), lambda: 10, lambda: None, StoreWatch()),
+    ):
+        deadline = time.monotonic() + 20
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert re.search(r"no image was finished for 1.5 s \([0-9.]+ of [0-9]+ CPUs free", caplog.text)
+
+
+@ray.remote(num_cpus=0)
+class Scorer:
+    """Any actor."""
+
+    def ping(self):
+        """Whether it lives."""
+        return True
+
+
+@pytest.mark.ray
+def test_the_scorers_of_a_pool_are_ended_once_though_somebody_still_refers_to_them(local_ray):
+    tally = progress.Tally.remote(Counts(), 1.0)
+    scorers = [Scorer.remote(), Scorer.remote()]
+    for number, scorer in enumerate((*scorers, scorers[0])):  # one that was restarted comes again
+        assert ray.get(scorer.ping.remote())
+        ray.get(tally.add_scorer.remote(f"name {number % 2}", scorer))
+    assert ray.get(tally.end_scorers.remote()) == 2
+    for scorer in scorers:
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(scorer.ping.remote())
+    assert ray.get(tally.end_scorers.remote()) == 0

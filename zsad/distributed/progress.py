@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CHECK_EVERY_ROWS = 1000
 LOG_EVERY_S = 30.0
+QUIET_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +120,17 @@ class ProgressReporter:
 
     def _show(self) -> None:
         is_terminal = sys.stderr.isatty()
-        began = logged = time.monotonic()
+        began = logged = moved = time.monotonic()
         with tqdm(total=self._total(), initial=self._start.rows, unit="img", disable=not is_terminal) as bar:
             while not self._stop.wait(1.0):
                 counts = self._read()
                 self._watch.sample()
                 bar.total = total = self._total()
+                if counts.rows > bar.n:
+                    moved = time.monotonic()
+                elif time.monotonic() - moved >= QUIET_S:
+                    moved = time.monotonic()
+                    log.warning("%s", why_quiet())
                 bar.set_postfix({"anomalies": counts.anomalies, "errors": counts.errors}, refresh=False)
                 bar.update(counts.rows - bar.n)
                 if not is_terminal and time.monotonic() - logged >= LOG_EVERY_S:
@@ -138,6 +144,18 @@ class ProgressReporter:
             self._tally.stop.remote(str(error))
         counts: Counts = ray.get(self._tally.read.remote())[0]
         return counts
+
+
+def why_quiet() -> str:
+    """What may keep a run from getting on, for its log."""
+    free, there = ray.available_resources(), ray.cluster_resources()
+    held = ", ".join(
+        f"{free.get(kind, 0):g} of {there[kind]:g} {kind}s free" for kind in ("CPU", "GPU") if kind in there
+    )
+    return (
+        f"no image was finished for {QUIET_S:g} s ({held}). Scorers wait for room when others hold the cluster, and "
+        "storage that does not answer is retried; `ray status` shows what is asked for"
+    )
 
 
 def describe(counts: Counts, start: Counts, total: int, seconds: float) -> str:
