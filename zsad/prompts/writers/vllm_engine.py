@@ -101,8 +101,6 @@ class VllmEngine:
 
         self.num_slots = config.max_num_seqs
         self._llm = LLM(**_engine_arguments(config))
-        if not config.num_gpus:
-            self._llm.collective_rpc(_occupy_cache)
         self._tokenizer = self._llm.get_tokenizer()
         self._context: int = self._llm.model_config.max_model_len
         self._lengths: dict[tuple[int, int], int] = {}  # of a scored text's unscored beginning, in tokens
@@ -174,16 +172,6 @@ class VllmEngine:
         pairs = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[num_before:]
         log_prob = sum(row[token].logprob for token, row in pairs) / len(pairs)
         return Score(place=int(place), index=int(index), log_prob=log_prob)
-
-
-def _occupy_cache(worker: Any) -> None:
-    """Write to all of the cache of keys and values.
-
-    vLLM goes through its blocks in turn, so a long run comes to use all of them in any case. Memory that is missing is
-    then missing when the model is loaded, not after an hour.
-    """
-    for cache in worker.model_runner.kv_caches:
-        cache.zero_()
 
 
 def scored_ids(tokenizer: Any, before: str, text: str) -> tuple[list[int], int]:
