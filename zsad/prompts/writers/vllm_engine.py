@@ -89,6 +89,9 @@ def environment(config: EngineConfig) -> dict[str, str]:
             "TORCHDYNAMO_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # oneDNN keeps a compiled product for each number of tokens that a step ever had, up to 1,024 of them.
+            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+            "LRU_CACHE_CAPACITY": "32",
         }
     return variables
 
