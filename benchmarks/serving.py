@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -191,7 +192,7 @@ class Load:
 def be_load(wanted: dict[str, Any]) -> None:
     """The second process: post images with locust, print figures as JSON."""
     import gevent
-    from locust import FastHttpUser, constant_throughput, task
+    from locust import FastHttpUser, task
     from locust.env import Environment
 
     images = [path.read_bytes() for path in sorted(Path(wanted["images"]).iterdir())]
@@ -200,8 +201,17 @@ def be_load(wanted: dict[str, Any]) -> None:
     class Client(FastHttpUser):
         host = URL
         network_timeout = 60.0
-        if wanted["rate"]:
-            wait_time = constant_throughput(wanted["rate"] / OPEN_USERS)
+
+        def wait_time(self) -> float:
+            """Requests of many such users together come at random, at the rate asked for (a Poisson process)."""
+            if not wanted["rate"]:
+                return 0.0
+            self.due += random.expovariate(wanted["rate"] / OPEN_USERS)
+            return max(0.0, self.due - time.monotonic())
+
+        def on_start(self) -> None:
+            self.due = time.monotonic()
+            gevent.sleep(self.wait_time())
 
         @task
         def inspect(self) -> None:

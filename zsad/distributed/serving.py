@@ -66,6 +66,9 @@ def build_graph(
         tokens: name -> hex digest of those who may ask.
         make_detectors: called in each scorer; another one than the default replaces the model.
     """
+    # As many as the ingress lets in: a router whose replicas are full asks them again after ever longer pauses, and at
+    # 48 requests in flight that cost three quarters of the throughput. Decoders and scorers queue what can't begin.
+    ongoing = {"max_ongoing_requests": config.max_waiting}
     shared = {
         "max_queued_requests": 2 * config.max_waiting,
         "graceful_shutdown_timeout_s": config.drain_s,
@@ -76,15 +79,15 @@ def build_graph(
     decoders = ray_serve.deployment(
         Decoder,
         num_replicas=config.num_decoders,
-        max_ongoing_requests=2 * config.decode_children,
         ray_actor_options={"num_cpus": DECODER_CPUS},
+        **ongoing,
         **shared,
     ).bind(config)
     scorers = ray_serve.deployment(
         Scorer,
-        max_ongoing_requests=max(4 * config.batch_size, 16),
         ray_actor_options={"num_cpus": SCORER_CPUS, "num_gpus": config.num_gpus_per_scorer},
         **_replicas(config),
+        **ongoing,
         **shared,
     ).bind(config, make_detectors)
     ingress = ray_serve.deployment(
