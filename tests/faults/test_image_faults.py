@@ -201,7 +201,6 @@ def test_flipped_bits_decode_and_are_caught_by_the_etag(tmp_path, table):
 
 
 @pytest.mark.s3
-@pytest.mark.full
 def test_bits_flipped_on_the_way_from_s3_are_noticed(faulty_s3, s3, table):
     store = open_store(s3.new_bucket())
     store.put("a.jpg", JPEG)

@@ -20,7 +20,7 @@ from zsad import failpoints
 from zsad.report import ledger, read_report
 from zsad.storage import open_store
 
-pytestmark = [pytest.mark.ray, pytest.mark.full]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NUM_IMAGES = size(160, 2000)
 SHARD_ROWS = size(20, 100)
@@ -101,7 +101,6 @@ def test_a_killed_driver_costs_at_most_the_shards_in_flight(job, clean, table, p
 # R2
 
 
-@pytest.mark.full
 def test_deleted_records_are_exactly_what_is_scored_again(job, clean, tmp_path, table):
     found = []
     for percent in (0, 10, 25, 50, 75, 90) if IS_FULL else (25,):
@@ -126,7 +125,7 @@ def test_deleted_records_are_exactly_what_is_scored_again(job, clean, tmp_path, 
 # R3
 
 
-@pytest.mark.parametrize(("point", "kills"), [("score", 3), pytest.param("decode", 5, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("point", "kills"), [("score", 3), ("decode", 5)])
 def test_killed_workers_cost_time_and_nothing_else(job, clean, tmp_path, table, point, kills):
     folder = tmp_path / "reached"
     folder.mkdir()
@@ -167,7 +166,6 @@ def test_a_second_job_on_a_held_output_ends_with_3_within_10_s(job, clean, table
 # R7
 
 
-@pytest.mark.full
 def test_kills_at_random_times_lose_nothing_through_ray(job, clean, table):
     first, num_seeds, kills = seed(7100), size(1, 5), 0
     for number in range(first, first + num_seeds):
@@ -199,7 +197,6 @@ def _kill(pid):
 # R8
 
 
-@pytest.mark.full
 def test_a_scorer_above_its_memory_is_killed_and_goes_on_with_half_of_the_batch(job, clean, table):
     with job("run", "--scorer-memory-gib", "0.6", "--limit", "40", bytes_per_image=120_000_000) as one:
         code, said = one.finish()
@@ -215,7 +212,6 @@ def test_a_scorer_above_its_memory_is_killed_and_goes_on_with_half_of_the_batch(
 # S7
 
 
-@pytest.mark.full
 def test_too_many_errors_end_the_job_early_and_publish_nothing(job, tmp_path, table):
     folder = tmp_path / "bad"
     folder.mkdir()

@@ -24,7 +24,7 @@ from zsad.report import ledger, read_report
 from zsad.scoring import fetched
 from zsad.storage import counters, open_store, retry, s3
 
-pytestmark = [pytest.mark.s3, pytest.mark.full]
+pytestmark = pytest.mark.s3
 
 NUM_IMAGES = size(60, 2000)
 RUN_ID = "20260301T000000Z-test"
@@ -65,6 +65,7 @@ def finished(job):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_throttles_and_broken_connections_cost_no_row(local_ray, faulty_s3, bucket, tmp_path, table):
     with job_on(local_ray, faulty_s3, bucket, tmp_path / "clean") as job:
         clean_s = finished(job)
@@ -122,6 +123,7 @@ def test_an_outage_is_waited_out_with_few_requests(faulty_s3, small_store, table
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_can_not_be_read_is_asked_for_once_and_coded(local_ray, faulty_s3, s3, tmp_path, table):
     url = s3.new_bucket()
     store, direct = open_store(url), s3fs.S3FileSystem(endpoint_url=s3.env["AWS_ENDPOINT_URL"])
