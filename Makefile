@@ -41,7 +41,7 @@ bundles: $(VENV)/.done
 
 # The endpoint on 127.0.0.1:8000; ZSAD_SERVE_CONFIG names its settings (docs/http.md).
 serve: $(VENV)/.done
-	RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=zsad.http.proxy_guard:install $(BIN)/serve run serve.app:app
+	env $$(cat serve/ray.env) $(BIN)/serve run serve.app:app
 
 setup: $(VENV)/.done .venv-s3/.done .venv-llm/.done
 

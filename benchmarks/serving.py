@@ -305,7 +305,9 @@ def constant_detectors(config: Any) -> Any:
 
 @contextlib.contextmanager
 def ray_serve_running() -> Iterator[None]:
-    """A Ray of its own with Ray Serve's proxy."""
+    """A Ray of its own with Ray Serve's proxy, in the environment of `make serve`."""
+    settings = Path(__file__).parents[1] / "serve" / "ray.env"
+    os.environ.update(line.split("=", maxsplit=1) for line in settings.read_text().splitlines())
     import ray
     from ray import serve as ray_serve
 

@@ -13,6 +13,7 @@ from s3.fixture import s3
 __all__ = ["s3"]
 
 RAY_START_TRIES = 3
+SERVE_ENV = Path(__file__).resolve().parents[1] / "serve" / "ray.env"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ def _start(ray) -> None:
     """Ray gives up when its helpers need more than 15 s to start, as they may on a busy machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, whatever else runs here starves the workers
+    for line in SERVE_ENV.read_text().splitlines():  # as `make serve` does
+        os.environ.setdefault(*line.split("=", maxsplit=1))
     for attempt in range(RAY_START_TRIES):
         try:
             ray.init(

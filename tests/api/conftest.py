@@ -15,8 +15,6 @@ from zsad.serve_config import ServeConfig
 
 from .serving_runs import BATCH_SIZE, NUM_PARITY, THRESHOLD, Endpoint, picture, wait_until_ready
 
-GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "zsad.http.proxy_guard:install"}
-
 
 @pytest.fixture(scope="package")
 def batch_scores(local_ray, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
@@ -53,9 +51,7 @@ def endpoint(local_ray, batch_scores, tmp_path_factory) -> Iterator[Endpoint]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray_serve.start(
-        http_options={"host": "127.0.0.1", "port": port}, controller_options={"runtime_env": {"env_vars": GUARD}}
-    )
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     ray_serve.run(build_graph(config, {"index.html": b"<p>page</p>"}, {}))
     endpoint = Endpoint(port=port, config=config, changing=folder / "changing", bucket=folder / "bucket")
     wait_until_ready(endpoint)

@@ -258,7 +258,7 @@ def test_the_documents_examples_run(endpoint, pictures, tmp_path):
         assert "score" in done.stdout or done.stdout.startswith("0.")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_schemathesis_finds_no_server_error(endpoint):
     done = subprocess.run(
         [
@@ -308,7 +308,6 @@ def wait_for(condition, within_s: float = 60) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.full
 def test_a_killed_scorer_costs_at_most_what_it_was_doing(endpoint, pictures):
     failures, oks, stop = [], [], threading.Event()
 

@@ -114,7 +114,7 @@ def test_languages_other_than_english_get_letters_beyond_ascii_but_no_markup(wid
     assert_keeps_schema(draft)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_model_killed_in_the_middle_is_loaded_again_and_every_product_is_written_once(writer, fifty):
     drafts = []
     for draft in writer.write(FIFTY):

@@ -103,7 +103,9 @@ def build_graph(
 
 def drain(app_name: str = "default") -> None:
     """Make every ingress replica of a running app say "not ready"; it goes on answering until it is stopped."""
-    ray_serve.get_deployment_handle(INGRESS, app_name).broadcast("drain").results()
+    handle = ray_serve.get_deployment_handle(INGRESS, app_name)
+    handle._init(_run_router_in_separate_loop=True)  # whatever serve/ray.env says to the replicas: no loop runs here
+    handle.broadcast("drain").results()
 
 
 def _replicas(config: ServeConfig) -> dict[str, Any]:
