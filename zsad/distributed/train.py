@@ -29,7 +29,7 @@ from zsad.learn.checkpoints import State
 from zsad.learn.epochs import check_labels
 from zsad.learn.estimate import estimate
 from zsad.learn.page import put_page
-from zsad.learn.plan import RAY, Plan, begin, make_plan, shard_tables
+from zsad.learn.plan import RAY, Plan, begin, hold, make_plan, shard_tables
 from zsad.learn.prepare import list_images
 from zsad.train_config import SYNTHETIC, TrainConfig
 
@@ -44,6 +44,7 @@ def train_from_masks(config: TrainConfig) -> State | None:
 
     Raises:
         ConfigError: for arguments or data that can't be used.
+        CommitConflict: if another driver trains in the same work folder.
         TooManyBadImages: above `max_error_share`; there is no bundle.
         ModelError, StorageError: if a model or storage fails; there is no bundle.
     """
@@ -57,9 +58,10 @@ def train_from_masks(config: TrainConfig) -> State | None:
         return None
     config.output_store.check_writable()
     resources = connect()
-    begin(config, {**config.identity(), "data_sha256": plan.data_sha256})
-    state = fit(plan, shard_tables(plan, listed), resources)
-    put_page(config.output_store, config, state)
+    with hold(config):
+        begin(config, {**config.identity(), "data_sha256": plan.data_sha256})
+        state = fit(plan, shard_tables(plan, listed), resources)
+        put_page(config.output_store, config, state)
     log.info("bundle and training.html are in %s", config.output_store.url)
     return state
 

@@ -21,7 +21,7 @@ from zsad.datasets.reference import ALL
 from zsad.decode_child import DecodeChild
 from zsad.distributed.cluster import Resources, connect
 from zsad.errors import ConfigError, ImageError, TooManyBadImages, ZsadError
-from zsad.learn.plan import begin
+from zsad.learn.plan import begin, hold
 from zsad.learn.prepare import chosen_images
 from zsad.learn.products import Outcome, ProductNormals, fit_product, normals_of, product_store
 from zsad.train_config import TrainConfig
@@ -42,6 +42,7 @@ def train_products(config: TrainConfig) -> list[Outcome]:
 
     Raises:
         ConfigError: for arguments or data that can't be used.
+        CommitConflict: if another driver trains in the same work folder.
         TooManyBadImages: if more than `max_error_share` of the products could not be fitted; the others were.
         StorageError: if storage fails.
     """
@@ -53,12 +54,13 @@ def train_products(config: TrainConfig) -> list[Outcome]:
         return []
     config.output_store.check_writable()
     resources = connect()
-    begin(config, config.identity())
-    done = [item.product for item in products if config.resume and _is_done(config, item)]
-    left = [item for item in products if item.product not in set(done)]
-    log.info("%d products are fitted already, %d are left", len(done), len(left))
-    outcomes = list(_fitted(config, left, resources)) if left else []
-    _summarise(config, done, outcomes)
+    with hold(config):
+        begin(config, config.identity())
+        done = [item.product for item in products if config.resume and _is_done(config, item)]
+        left = [item for item in products if item.product not in set(done)]
+        log.info("%d products are fitted already, %d are left", len(done), len(left))
+        outcomes = list(_fitted(config, left, resources)) if left else []
+        _summarise(config, done, outcomes)
     return outcomes
 
 

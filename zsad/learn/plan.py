@@ -21,6 +21,7 @@ from zsad.images import Preprocess
 from zsad.learn.examples import Form, words_of
 from zsad.learn.order import Schedule
 from zsad.learn.prepare import data_sha256, defect_types, shard_rows
+from zsad.report.lease import Lease, acquire_lease
 from zsad.report.ledger import config_hash, diff_fields
 from zsad.storage import Store
 from zsad.tiling import check_patches
@@ -134,6 +135,16 @@ def make_plan(config: TrainConfig, listed: pa.Table, backbone: "Backbone") -> tu
         learning_rate=rate,
     )
     return plan, recipe
+
+
+def hold(config: TrainConfig) -> Lease:
+    """The lease of the work folder: of two drivers one goes on, whatever flags they were given.
+
+    Raises:
+        CommitConflict: another live driver trains there.
+        StorageError: if storage fails.
+    """
+    return acquire_lease(config.work_store, "training")
 
 
 def begin(config: TrainConfig, identity: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from zsad.errors import ConfigError
-from zsad.learn.plan import begin, check_same, forget
+from zsad.errors import CommitConflict, ConfigError
+from zsad.learn.plan import begin, check_same, forget, hold
 from zsad.train_config import TrainConfig
 
 
@@ -20,6 +20,12 @@ def test_a_second_training_in_the_same_place_is_refused(config_of):
     begin(config_of(), {"seed": 0})
     with pytest.raises(ConfigError, match="--resume goes on with it, --restart forgets it"):
         begin(config_of(), {"seed": 0})
+
+
+def test_of_two_drivers_in_one_place_the_second_is_told_who_holds_it(config_of):
+    with hold(config_of()), pytest.raises(CommitConflict, match="held by process"):
+        hold(config_of(resume=True))
+    hold(config_of(resume=True)).release()
 
 
 def test_there_must_be_something_to_go_on_with(config_of):
