@@ -24,8 +24,6 @@ from zsad.batch_config import BatchConfig
 from zsad.cli import run_job
 from zsad.distributed import batch, finish
 from zsad.distributed.stages import Plan
-from zsad.report.read import read_report
-from zsad.report.selection import choose
 
 
 class HungryDetectors(HashDetectors):
@@ -61,9 +59,9 @@ class LoggingScorer(HashScorer):
         return super().__call__(decoded)
 
 
-def no_gallery(plan, _summary):
-    """Choose as the gallery does, and draw nothing."""
-    return choose(read_report(plan.config.output, plan.run_id)), "no gallery"
+def no_gallery(_plan, _summary, _selection):
+    """Draw nothing."""
+    return "no gallery"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batch_runs import RUN_COLUMNS, THRESHOLD, config_for, rows_by_key, without
-from hash_scorer import counts_only
+from hash_scorer import no_pictures
 from PIL import Image
 
 from zsad.datasets.synthetic import SyntheticConfig, generate
@@ -87,7 +87,7 @@ def report(local_ray, factory, tmp_path_factory):
     """The published report of all products."""
     output = tmp_path_factory.mktemp("products") / "report"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "write_gallery", counts_only)  # of many products: test_grouped_shards
+        patch.setattr(finish, "write_gallery", no_pictures)  # of many products: test_grouped_shards
         score_bucket(config_of(factory, output))
     return output
 

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,18 @@ def test_restart_gives_an_unfinished_run_up(scored, tmp_path):
     assert "--restart" in partial["reason"]
     rows = rows_by_key(scored.folder, output)
     assert sorted(rows) == [key for key in keys_of(scored.folder) if key.startswith("line1/cam1/00")]
+
+
+def test_a_named_run_behind_an_unfinished_one_is_made_in_the_same_call(scored, tmp_path):
+    output = tmp_path / "report"
+    old = config_for(scored.folder, output, run_id="20260101T000000Z-old0", include=("line1/cam1/00*",))
+    _, lease = register_run(old)
+    lease.release()
+    new = replace(old, run_id="20260102T000000Z-new0")
+    score_bucket(new)
+    store = open_store(str(output))
+    assert ledger.published_runs(store) == [old.run_id, new.run_id]
+    assert rows_by_key(scored.folder, output, new.run_id) == rows_by_key(scored.folder, output, old.run_id)
 
 
 def test_one_driver_at_a_time(scored, tmp_path):

@@ -28,7 +28,7 @@ from zsad.batch_config import BatchConfig, absolute, listing_fields, result_fiel
 from zsad.detector_index import comparable, inherited
 from zsad.distributed.cluster import Resources, connect, is_submitted_job, zsad_cause
 from zsad.distributed.feed import ManifestFeed
-from zsad.distributed.finish import Scored, finish_run
+from zsad.distributed.finish import Scored, add_to_delta, finish_run
 from zsad.distributed.plan import dry_run
 from zsad.distributed.prepare import settle_detectors
 from zsad.distributed.progress import Counts, ProgressReporter, Tally, over_budget
@@ -54,6 +54,7 @@ SHARD_BYTES = 64 * 2**20
 SHARDS_IN_STORE = 8
 CPU_SHARD_ROWS = 64
 GPU_SHARD_ROWS = 512
+MOST_RETRIES = 16  # of a shard whose scorer dies: halving a batch takes some, and a crash that repeats must end the run
 SCORER_CPUS = 0.4
 DECODE_CPUS = 0.5
 
@@ -75,7 +76,8 @@ def score_bucket(config: BatchConfig) -> None:
         print(dry_run(config, source, lister))
         return
     if config.run_id and ledger.is_published(output, config.run_id):
-        log.info("run %s is published already in %s; nothing to do", config.run_id, output.url)
+        log.info("run %s is published already in %s; nothing to score", config.run_id, output.url)
+        add_to_delta(config, output)
         return
     if unfinished := ledger.find_unfinished_run(output):
         refuse_if_held(output, unfinished)  # before Ray and the detector cost time
@@ -83,6 +85,8 @@ def score_bucket(config: BatchConfig) -> None:
     resources = connect()
     try:
         _run(config, source, lister, output, resources, started)
+        if config.run_id and not ledger.is_published(output, config.run_id):  # what went on was an older run
+            _run(config, source, lister, output, resources, time.monotonic())
     except ray.exceptions.RayError as error:
         raise zsad_cause(error) or error from error
 
@@ -265,10 +269,7 @@ def score_shards(
     tally = Tally.remote(start, plan.config.max_error_share)
     began = time.monotonic()
 
-    def check() -> None:
-        lease.check()
-        feed.check()
-
+    check = partial(check_running, lease, feed)
     with ProgressReporter(tally, start, feed.num_listed_rows, check, watch):
         while wave := feed.take():
             pending = [shard for shard in wave if shard not in done]
@@ -286,6 +287,19 @@ def score_shards(
         _give_up(plan, reason)
         raise TooManyBadImages(reason)
     return counts, start.rows, time.monotonic() - began
+
+
+def check_running(lease: Lease, feed: ManifestFeed) -> None:
+    """Raise what must stop a run that is under way: another driver's lease, or a listing that failed.
+
+    A lease that can't be renewed is late, not lost: what is committed meanwhile is put-if-absent, and storage may come
+    back. `finish_run` looks again before it publishes.
+    """
+    try:
+        lease.check()
+    except StorageError as error:
+        log.warning("the lease can't be renewed: %s", error)
+    feed.check()
 
 
 def _score_wave(plan: Plan, pending: list[int], resources: Resources, tally: Any) -> None:
@@ -347,6 +361,7 @@ def decode_and_score(
         compute=ActorPoolStrategy(size=num_scorers),
         num_cpus=0.9 if gpus_each else SCORER_CPUS,
         num_gpus=gpus_each or None,
+        max_task_retries=MOST_RETRIES,
     )
 
 

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 
 import ray
 
+from zsad.batch_config import BatchConfig
+from zsad.distributed.cluster import zsad_cause
 from zsad.distributed.gallery import write_gallery
 from zsad.distributed.memory_guard import num_halvings
 from zsad.distributed.stages import Plan, partition_fields
 from zsad.distributed.store_watch import StoreWatch
+from zsad.errors import ZsadError
 from zsad.report import compact, delta, ledger, publish
 from zsad.report.carry import load_carried
 from zsad.report.lease import Lease
@@ -19,8 +22,11 @@ from zsad.report.ledger import RunState, ShardRecord, canonical_json
 from zsad.report.manifest import ManifestSummary
 from zsad.report.paths import run_key
 from zsad.report.publish import DataFile
+from zsad.report.read import read_report
+from zsad.report.selection import Selection, choose
 from zsad.report.stats import total
 from zsad.report.summary import RunSummary
+from zsad.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +90,30 @@ def finish_run(
         num_halvings=num_halvings(output, plan.run_id),
     )
     summary.check(listed.num_objects + listed.num_carried)
-    selection, gallery_uri = write_gallery(plan, summary)
     output.put(run_key(plan.run_id, "summary.json"), canonical_json(summary.to_dict()))
-    if plan.config.delta:
-        added = delta.append_runs(output, plan.config.delta)
-        log.info("added to the Delta table %s: %s", plan.config.delta, ", ".join(added) or "nothing new")
-    return summary.table(selection.counts, gallery_uri)
+    add_to_delta(plan.config, output)
+    selection = choose(read_report(output.url, plan.run_id))
+    return summary.table(selection.counts, _gallery(plan, summary, selection))
+
+
+def _gallery(plan: Plan, summary: RunSummary, selection: Selection) -> str:
+    """The gallery's address, or why there is none: a published run is not spoilt by its pictures."""
+    try:
+        return write_gallery(plan, summary, selection)
+    except (ZsadError, OSError, ray.exceptions.RayError) as error:
+        log.warning("the report is published, but its gallery could not be written: %s", zsad_cause(error) or error)
+        return "none, see the log"
+
+
+def add_to_delta(config: BatchConfig, output: Store) -> None:
+    """Add every published run that the Delta table lacks, if one is named.
+
+    Raises:
+        StorageError: if the table can't be read or written.
+    """
+    if config.delta:
+        added = delta.append_runs(output, config.delta)
+        log.info("added to the Delta table %s: %s", config.delta, ", ".join(added) or "nothing new")
 
 
 def put_together(plan: Plan, records: Sequence[ShardRecord]) -> list[DataFile] | None:

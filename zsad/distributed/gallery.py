@@ -18,8 +18,7 @@ from zsad.errors import ErrorCode, ImageError, StorageError
 from zsad.images import DecodeLimits, RgbImage, decode_image
 from zsad.report.gallery import RunInfo, Tile, render_gallery
 from zsad.report.paths import run_key
-from zsad.report.read import read_report
-from zsad.report.selection import Selection, choose
+from zsad.report.selection import Selection
 from zsad.report.summary import RunSummary
 from zsad.storage import Store
 
@@ -30,37 +29,37 @@ GALLERY = "gallery.html"
 _THUMBNAIL_PX = 320
 
 
-def write_gallery(plan: Plan, summary: RunSummary) -> tuple[Selection, str]:
-    """Write `runs/<run>/gallery.html`; returns the selection and the page's address."""
-    selection = choose(read_report(plan.config.output, plan.run_id))
+def write_gallery(plan: Plan, summary: RunSummary, selection: Selection) -> str:
+    """Write `runs/<run>/gallery.html` of the chosen images; returns the page's address."""
     gpus = plan.config.num_gpus_per_scorer
-    tiles = ray.get(_make_tiles.options(num_cpus=1, num_gpus=gpus).remote(plan, list(selection.uris)))
+    tiles = ray.get(_make_tiles.options(num_cpus=1, num_gpus=gpus).remote(plan, selection.etags))
     key = run_key(plan.run_id, GALLERY)
     plan.output.put(key, render_gallery(selection, tiles, run=_info(plan, summary)).encode())
-    return selection, plan.output.uri(key)
+    return plan.output.uri(key)
 
 
 @ray.remote
-def _make_tiles(plan: Plan, uris: list[str]) -> dict[str, Tile]:
-    return dict(_tiles(plan, uris))
+def _make_tiles(plan: Plan, etags: dict[str, str | None]) -> dict[str, Tile]:
+    return dict(_tiles(plan, etags))
 
 
-def _tiles(plan: Plan, uris: list[str]) -> Iterator[tuple[str, Tile]]:
+def _tiles(plan: Plan, etags: dict[str, str | None]) -> Iterator[tuple[str, Tile]]:
     source, index, detectors = plan.source, plan.detectors, plan.open_detectors()
     template = index.template()
     by_bundle: dict[str, list[str]] = {}
-    for uri in uris:
+    for uri in etags:
         by_bundle.setdefault(index.find(source.key(uri), template).bundle, []).append(uri)
     for bundle, mine in by_bundle.items():
         detector = detectors.get(plan.output.uri(bundle)) if bundle else None
         for start in range(0, len(mine), plan.config.batch_size):
-            yield from _inspected(plan, detector, mine[start : start + plan.config.batch_size])
+            some = mine[start : start + plan.config.batch_size]
+            yield from _inspected(plan, detector, {uri: etags[uri] for uri in some})
 
 
-def _inspected(plan: Plan, detector: "Detector | None", uris: list[str]) -> Iterator[tuple[str, Tile]]:
+def _inspected(plan: Plan, detector: "Detector | None", etags: dict[str, str | None]) -> Iterator[tuple[str, Tile]]:
     calibration = detector.config.calibration if detector else None
     map_threshold = calibration.map_threshold if calibration else 0.5
-    read = {uri: _reread(plan.source, plan.source.key(uri), plan.config.decode) for uri in uris}
+    read = {uri: _reread(plan.source, plan.source.key(uri), etag, plan.config.decode) for uri, etag in etags.items()}
     images = {uri: image for uri, image in read.items() if not isinstance(image, str)}
     findings = detector.inspect(list(images.values())) if detector else []
     maps = {uri: finding.anomaly_map for uri, finding in zip(images, findings, strict=False)}
@@ -70,10 +69,10 @@ def _inspected(plan: Plan, detector: "Detector | None", uris: list[str]) -> Iter
         yield uri, Tile(thumbnail=thumbnail, anomaly_map=maps.get(uri), map_threshold=map_threshold, reason=reason)
 
 
-def _reread(source: Store, key: str, limits: DecodeLimits) -> RgbImage | str:
-    """The image, or why it can't be shown."""
+def _reread(source: Store, key: str, etag: str | None, limits: DecodeLimits) -> RgbImage | str:
+    """The image that was scored, or why it can't be shown."""
     try:
-        return decode_image(source.get(key, max_bytes=limits.max_bytes), limits)
+        return decode_image(source.get(key, max_bytes=limits.max_bytes, etag=etag or None), limits)
     except (ImageError, StorageError) as error:
         code: Any = getattr(error, "code", ErrorCode.READ_ERROR)
         return f"{code}: {error}"

@@ -71,8 +71,14 @@ class Selection:
 
     @property
     def uris(self) -> tuple[str, ...]:
-        """Every chosen scored image once: what must be read again to make pictures."""
+        """Every chosen scored image once."""
         return tuple(row["uri"] for group in (self.top, self.above, self.below, self.normals) for row in group)
+
+    @property
+    def etags(self) -> dict[str, str | None]:
+        """Uri -> etag of every chosen scored image: what to read again to make pictures, and in which version."""
+        groups = (self.top, self.above, self.below, self.normals)
+        return {row["uri"]: row["etag"] for group in groups for row in group}
 
 
 def choose(

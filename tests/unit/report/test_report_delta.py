@@ -5,8 +5,11 @@ from deltalake import DeltaTable
 from report_helpers import whole_run
 
 from zsad.errors import StorageError
+from zsad.report import ledger
 from zsad.report.carry import Carrier
 from zsad.report.delta import append_runs
+from zsad.report.ledger import RunState
+from zsad.storage import open_store
 
 
 @pytest.fixture
@@ -35,6 +38,18 @@ def test_a_run_is_added_once_and_one_that_was_missed_later(source, output, table
     whole_run(source, output, "r3")
     assert append_runs(output, table_url) == ["r2", "r3"]
     assert len(rows_of(table_url)) == 15
+
+
+def test_outputs_that_share_a_table_may_use_the_same_run_id(source, output, tmp_path, table_url):
+    other = open_store(str(tmp_path / "other"))
+    for number, store in enumerate((output, other)):
+        ledger.write_run_state(
+            store, RunState(run_id="r1", started_at=f"{number}", input_url="", config={}, config_hash="")
+        )
+        whole_run(source, store, "r1")
+        assert append_runs(store, table_url) == ["r1"]
+        assert append_runs(store, table_url) == []
+    assert len(rows_of(table_url)) == 10
 
 
 def test_rows_taken_over_are_not_added_again(source, output, table_url):
