@@ -1,18 +1,21 @@
 """The endpoint's client against a real local server that answers well, badly, late or not at all."""
 
+import gzip
 import json
+import math
+import socketserver
 import threading
 import time
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from zsad.errors import ConfigError
 from zsad.prompts.writers import openai_endpoint
 from zsad.prompts.writers.base import WriteRequest
-from zsad.prompts.writers.openai_endpoint import GIVE_UP_AFTER, OpenAIWriter
+from zsad.prompts.writers.openai_endpoint import GIVE_UP_AFTER, MAX_REPLY_BYTES, OpenAIWriter
 
 PAIRS = [
     {"trait": "surface", "good": "a smooth clear wall", "faulty": "a crack in the wall"},
@@ -128,8 +131,9 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_what_is_told(served
     assert "sk-secret" not in told
 
 
-def reply(content, status=200, kind="application/json"):
-    return lambda body: Response(content, status_code=status, media_type=kind)
+def reply(content, status=200, kind="application/json", packed=False):
+    headers = {"content-encoding": "gzip"} if packed else None
+    return lambda body: Response(content, status_code=status, media_type=kind, headers=headers)
 
 
 FAULTS = {
@@ -144,9 +148,47 @@ FAULTS = {
     "silent": (reply(json.dumps({"choices": [{"index": 0, "message": {"role": "assistant"}}]})), "no text"),
     "no choice": (reply(json.dumps({"choices": []})), "no chat completion"),
     "other json": (reply("[1, 2]"), "no chat completion"),
-    "web page": (reply("<html>hello</html>", kind="text/html"), "no chat completion"),
+    "web page": (reply("<html>hello</html>", kind="text/html"), "not JSON"),
     "broken body": (reply('{"choices": [{"mess'), "not JSON"),
     "other keys": (lambda body: completion('{"phrases": ["a rim"]}', body), "no list of 1 to 12 pairs"),
+    "nested": (reply("[" * 100_000), "nested too deeply"),
+    "nested in an answer": (lambda body: completion("[" * 20_000, body), "not JSON"),
+    "nested choices": (reply(json.dumps({"choices": [["message"]]})), "no chat completion"),
+    "choices in words": (reply(json.dumps({"choices": "none"})), "no chat completion"),
+    "huge": (reply(" " * (MAX_REPLY_BYTES + 1)), f"more than {MAX_REPLY_BYTES:,} bytes"),
+    "packed": (reply(gzip.compress(bytes(4 * MAX_REPLY_BYTES)), packed=True), f"more than {MAX_REPLY_BYTES:,} bytes"),
+}
+
+
+def rewritten(change):
+    """A good completion, whose tokens `change` rewrites before they leave as JSON, in Python's dialect of it."""
+
+    def answer(body):
+        stored = json.loads(completion(ANSWER, body).body)
+        logprobs = stored["choices"][0]["logprobs"]
+        logprobs["content"] = change(logprobs["content"])
+        return Response(json.dumps(stored), media_type="application/json")
+
+    return answer
+
+
+def every_token(**changes):
+    return rewritten(lambda tokens: [{**token, **changes} for token in tokens])
+
+
+ODD_TOKENS = {
+    "token null": every_token(token=None),
+    "logprob null": every_token(logprob=None),
+    "missing keys": rewritten(lambda tokens: [{}] * len(tokens)),
+    "minus infinity": every_token(logprob=-math.inf),
+    "not a number": every_token(logprob=math.nan),
+    "text": every_token(logprob="-1"),
+    "true": every_token(logprob=True),
+    "far away": every_token(logprob=-1e308),
+    "long": every_token(logprob=-(10**400)),
+    "tokens null": rewritten(lambda tokens: [None] * len(tokens)),
+    "tokens in words": rewritten(lambda tokens: ANSWER),
+    "one object": rewritten(lambda tokens: tokens[0]),
 }
 
 
@@ -160,12 +202,38 @@ def test_a_bad_answer_is_a_failure_in_words(writer, endpoint, fault):
     assert len(found.failure) < 200
 
 
+@pytest.mark.parametrize("odd", ODD_TOKENS)
+def test_log_probabilities_that_are_none_cost_only_themselves(writer, endpoint, odd):
+    endpoint.faults[odd] = ODD_TOKENS[odd]
+    found = draft(writer, odd)
+    assert found.failure is None
+    assert [phrase.text for phrase in found.phrases][:2] == ["a smooth clear wall", "a crack in the wall"]
+    assert [phrase.log_prob for phrase in found.phrases] == [None] * 4
+
+
+def test_one_token_without_log_probability_costs_its_phrase_only(writer, endpoint):
+    place = ANSWER.index("crack")
+    endpoint.faults["cap"] = rewritten(lambda tokens: [*tokens[:place], {"token": "c"}, *tokens[place + 1 :]])
+    assert [phrase.log_prob is None for phrase in draft(writer, "cap").phrases] == [False, True, False, False]
+
+
 def test_a_bad_product_costs_no_other_and_the_order_stays(writer, endpoint):
-    products = ["a1", *FAULTS, "a2", "a3"]
-    endpoint.faults = {name: fault for name, (fault, _) in FAULTS.items()}
+    products = ["a1", *FAULTS, "a2", *ODD_TOKENS, "a3"]
+    endpoint.faults = {name: fault for name, (fault, _) in FAULTS.items()} | ODD_TOKENS
     found = list(writer.write([WriteRequest(product=product) for product in products]))
     assert [one.request.product for one in found] == products
-    assert [one.request.product for one in found if one.failure is None] == ["a1", "a2", "a3"]
+    assert [one.request.product for one in found if one.failure is None] == ["a1", "a2", *ODD_TOKENS, "a3"]
+
+
+def test_an_error_of_ours_in_reading_a_reply_costs_its_product_only(writer, monkeypatch):
+    real = openai_endpoint.parse
+
+    def broken(text, request):
+        return real(text, request) if request.product != "cap" else {}["no such key"]
+
+    monkeypatch.setattr(openai_endpoint, "parse", broken)
+    found = list(writer.write([WriteRequest(product=product) for product in ("cap", "lid")]))
+    assert [one.failure for one in found] == ["the endpoint's reply broke what reads it (KeyError)", None]
 
 
 def test_a_server_that_hangs_is_given_up_after_the_time_limit(served, endpoint, monkeypatch):
@@ -173,6 +241,53 @@ def test_a_server_that_hangs_is_given_up_after_the_time_limit(served, endpoint, 
     endpoint.faults["cap"] = lambda body: endpoint.release.wait(8) and None
     hasty = OpenAIWriter(f"openai:m@{served[0]}", timeout_s=0.3)
     assert draft(hasty, "cap").failure == "no answer within 0.3 s, 1 times"
+
+
+def test_a_reply_that_drips_is_given_up_at_the_deadline_and_the_others_are_written(served, endpoint, monkeypatch):
+    """Bytes come thirty times as often as they must not to count as silence."""
+    monkeypatch.setattr(openai_endpoint, "MAX_RETRIES", 0)
+
+    def drips():
+        for _ in range(300):
+            yield b" "
+            time.sleep(0.1)
+
+    endpoint.faults["cap"] = lambda body: StreamingResponse(drips(), media_type="application/json")
+    hasty = OpenAIWriter(f"openai:m@{served[0]}", timeout_s=3, num_parallel=1)
+    start = time.monotonic()
+    found = list(hasty.write([WriteRequest(product=product) for product in ("cap", "lid")]))
+    assert [one.failure for one in found] == ["no whole answer within 4 s", None]
+    assert 4 <= time.monotonic() - start < 20
+
+
+class DrippingHead(socketserver.BaseRequestHandler):
+    """Sends a header that goes on for half a minute."""
+
+    def handle(self):  # noqa: D102
+        self.request.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+        for _ in range(300):
+            self.request.sendall(b"x")
+            time.sleep(0.1)
+
+
+def test_a_head_that_drips_is_given_up_at_the_deadline(monkeypatch):
+    monkeypatch.setattr(openai_endpoint, "MAX_RETRIES", 0)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), DrippingHead) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        server.handle_error = lambda *_: None  # the client goes away
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hasty = OpenAIWriter(f"openai:m@http://127.0.0.1:{server.server_address[1]}/v1", timeout_s=1)
+        assert draft(hasty).failure == "no whole answer within 2 s"
+        server.shutdown()
+
+
+def test_a_caller_that_leaves_early_leaves_no_thread_behind(writer, endpoint):
+    endpoint.faults["lid"] = lambda body: endpoint.release.wait(2) and None
+    drafts = writer.write([WriteRequest(product=product) for product in ["cap"] + 20 * ["lid"]])
+    assert next(drafts).failure is None
+    drafts.close()
+    assert "zsad-openai" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_passing_error_is_retried(served, endpoint, monkeypatch):
@@ -202,6 +317,12 @@ def test_parameters_that_a_server_refuses_are_left_out_from_then_on(writer, endp
     num_tries = len(endpoint.bodies)
     assert draft(writer, "cap").failure is None
     assert (num_tries, len(endpoint.bodies)) == (3, 4)
+
+
+def test_products_asked_for_at_once_all_learn_of_a_refused_parameter(writer, endpoint):
+    endpoint.refuses = ("logprobs",)
+    found = list(writer.write([WriteRequest(product=f"part {n}") for n in range(8)]))
+    assert [one.failure for one in found] == [None] * 8
 
 
 def test_hostile_product_and_notes_reach_the_server_as_data(writer, endpoint):
