@@ -24,6 +24,8 @@ from zsad.prompts.writers.request import BadAnswer, messages, schema
 
 TOKENS_PER_PAIR = 256
 HASHED_SUFFIXES = {".json", ".safetensors", ".model", ".jinja", ".txt"}
+GPU_MEMORY_SHARE = 0.9
+"""Of the share of a GPU that a model takes; the rest is for what vLLM does not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class EngineConfig:
     Attributes:
         model: a folder, or a name that vLLM can fetch.
         revision: of a model that is fetched; of a folder, what `folder_revision` says.
-        num_gpus: 0 for the CPU; a share of one GPU, or several that hold the model together.
+        num_gpus: 0 for the CPU; a share of one GPU and of its memory, or several that hold the model together.
         max_context: tokens of a question and its answer; 0 for what the model allows.
         max_num_seqs: requests in one step.
         kv_cache_gib: memory for attention keys and values, on the CPU only.
@@ -103,7 +105,7 @@ class VllmEngine:
         from vllm import LLM  # type: ignore[import-not-found]  # in the language model's environment only
 
         self.num_slots = config.max_num_seqs
-        self._llm = LLM(**_engine_arguments(config))
+        self._llm = LLM(**engine_arguments(config))
         self._tokenizer = self._llm.get_tokenizer()
         self._context: int = self._llm.model_config.max_model_len
         self._lengths: dict[tuple[int, int], int] = {}  # of a scored text's unscored beginning, in tokens
@@ -117,11 +119,12 @@ class VllmEngine:
         """Take a question in.
 
         Raises:
-            BadAnswer: if it leaves no room for an answer in the model's context, or the product has no name to show.
+            BadAnswer: if it leaves no room for an answer in the model's context, the product has no name to show, or
+                the model's chat template refuses the question.
         """
         from vllm.sampling_params import SamplingParams, StructuredOutputsParams  # type: ignore[import-not-found]
 
-        ids = self._question(request)
+        ids = question_ids(self._tokenizer, request)
         room = self._context - len(ids)
         if room < 1:
             raise BadAnswer(f"the question takes {len(ids):,} tokens; the model's context is {self._context:,}")
@@ -151,12 +154,6 @@ class VllmEngine:
         """One forward pass over the open requests; gives what finished in it."""
         return [self._result(output) for output in self._llm.llm_engine.step() if output.finished]
 
-    def _question(self, request: WriteRequest) -> list[int]:
-        chat = messages(request)
-        if getattr(self._tokenizer, "chat_template", None):
-            return list(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
-        return list(self._tokenizer.encode("\n\n".join(message["content"] for message in chat) + "\n\n"))
-
     def _add(self, name: str, ids: list[int], parameters: Any) -> None:
         from vllm.sampling_params import RequestOutputKind
 
@@ -177,6 +174,31 @@ class VllmEngine:
         return Score(place=int(place), index=int(index), log_prob=log_prob)
 
 
+def question_ids(tokenizer: Any, request: WriteRequest) -> list[int]:
+    """Tokens of the question, by the model's chat template if it has one.
+
+    Raises:
+        BadAnswer: if the product has no name to show, or the template refuses the question also without a system role.
+    """
+    chat = messages(request)
+    system, user = (message["content"] for message in chat)
+    as_one = f"{system}\n\n{user}"
+    if not getattr(tokenizer, "chat_template", None):
+        return list(tokenizer.encode(f"{as_one}\n\n"))
+    try:
+        return _templated(tokenizer, chat)
+    except Exception:  # noqa: BLE001 - Gemma 2 and early Mistral refuse a system role, by errors of their own
+        chat = [{"role": "user", "content": as_one}]
+    try:
+        return _templated(tokenizer, chat)
+    except Exception as error:
+        raise BadAnswer(f"the model's chat template refuses the question: {error!r}"[:200]) from error
+
+
+def _templated(tokenizer: Any, chat: Sequence[dict[str, str]]) -> list[int]:
+    return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+
 def scored_ids(tokenizer: Any, before: str, text: str) -> tuple[list[int], int]:
     """Tokens of `text`, and how many of them, at least one, also begin `before`.
 
@@ -189,7 +211,8 @@ def scored_ids(tokenizer: Any, before: str, text: str) -> tuple[list[int], int]:
     return ids, max(1, min(num_before, len(ids) - 1))
 
 
-def _engine_arguments(config: EngineConfig) -> dict[str, Any]:
+def engine_arguments(config: EngineConfig) -> dict[str, Any]:
+    """What `vllm.LLM` is called with."""
     chosen = {
         "model": config.model,
         "load_format": "safetensors",
@@ -205,4 +228,6 @@ def _engine_arguments(config: EngineConfig) -> dict[str, Any]:
         chosen["revision"] = config.revision
     if not config.num_gpus:
         return chosen | {"dtype": "float32", "enforce_eager": True}  # left to itself it takes bfloat16
+    if config.num_gpus < 1:  # others have the rest of the GPU; vLLM would take nearly all of it
+        chosen["gpu_memory_utilization"] = GPU_MEMORY_SHARE * config.num_gpus
     return chosen | {"tensor_parallel_size": max(1, int(config.num_gpus))}

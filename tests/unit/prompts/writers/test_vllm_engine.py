@@ -1,9 +1,19 @@
-"""What can be said of the vLLM engine without vLLM: its configuration, a model's hash, and which tokens are scored."""
+"""What can be said of the vLLM engine without vLLM: its arguments, a model's hash, questions, and scored tokens."""
 
 import pytest
+from jinja2 import TemplateError
 
 from zsad.errors import ConfigError, ModelError
-from zsad.prompts.writers.vllm_engine import EngineConfig, environment, folder_revision, scored_ids
+from zsad.prompts.writers.base import WriteRequest
+from zsad.prompts.writers.request import BadAnswer, messages
+from zsad.prompts.writers.vllm_engine import (
+    EngineConfig,
+    engine_arguments,
+    environment,
+    folder_revision,
+    question_ids,
+    scored_ids,
+)
 
 
 @pytest.fixture
@@ -91,3 +101,55 @@ def test_scored_are_the_tokens_from_the_first_that_differs(before, text, num_bef
     ids, found = scored_ids(Letters(), before, text)
     assert ids == Letters().encode(text)
     assert found == num_before
+
+
+class Template(Letters):
+    """A tokenizer whose chat template takes some roles only, and answers with what it was shown."""
+
+    chat_template = "{{ a template }}"
+
+    def __init__(self, *roles):
+        self.roles = roles
+
+    def apply_chat_template(self, chat, *, add_generation_prompt, return_dict):
+        """As transformers: an error of the template is jinja2's."""
+        assert add_generation_prompt
+        assert not return_dict
+        for message in chat:
+            if message["role"] not in self.roles:
+                raise TemplateError(f"{message['role'].title()} role not supported" + "!" * 1000)
+        return self.encode("".join(f"<{message['role']}>{message['content']}" for message in chat))
+
+
+REQUEST = WriteRequest(product="pill bottle")
+SYSTEM, USER = (message["content"] for message in messages(REQUEST))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "asked"),
+    [
+        (Template("system", "user"), f"<system>{SYSTEM}<user>{USER}"),
+        (Template("user"), f"<user>{SYSTEM}\n\n{USER}"),
+        (Letters(), f"{SYSTEM}\n\n{USER}\n\n"),
+    ],
+)
+def test_a_model_is_asked_in_the_roles_that_its_template_takes(tokenizer, asked):
+    assert question_ids(tokenizer, REQUEST) == Letters().encode(asked)
+
+
+def test_a_template_that_takes_no_question_costs_the_product_not_the_model():
+    with pytest.raises(BadAnswer, match=r"refuses the question: TemplateError\(.*User role not") as caught:
+        question_ids(Template(), REQUEST)
+    assert len(str(caught.value)) <= 200
+
+
+@pytest.mark.parametrize(("num_gpus", "share"), [(0.5, 0.45), (0.25, 0.225), (1, None), (4, None), (0, None)])
+def test_models_that_share_a_gpu_share_its_memory(num_gpus, share):
+    arguments = engine_arguments(EngineConfig(model="m", revision="1", num_gpus=num_gpus))
+    assert arguments.get("gpu_memory_utilization") == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize(("num_gpus", "expected"), [(0.5, 1), (1, 1), (4, 4), (0, None)])
+def test_whole_gpus_hold_a_model_together(num_gpus, expected):
+    arguments = engine_arguments(EngineConfig(model="m", revision="1", num_gpus=num_gpus))
+    assert arguments.get("tensor_parallel_size") == expected
