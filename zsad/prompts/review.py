@@ -22,6 +22,7 @@ PRODUCTS_PER_PAGE = 50
 _OUTCOMES: dict[Outcome, str] = {
     "written": "written now",
     "cached": "from an earlier run",
+    "kept": "kept from an earlier run, the writer failed",
     "fallback": "built-in lists stand in",
     "edited": "edited by a person",
 }

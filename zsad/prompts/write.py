@@ -1,17 +1,18 @@
 """From products to prompt banks: ask the writer, judge its phrases, keep the bank, and say what became of each product.
 
-Every product ends with a bank. One whose writer fails, times out or returns rubbish gets the built-in lists, and the
-bank and the summary say why; one whose file a person has edited keeps it. Banks are written as drafts arrive, so that
-an interrupted run has lost nothing: the next one finds what is done in the cache.
+Every product ends with a bank. One whose writer fails, times out or returns rubbish keeps the bank that a writer wrote
+for it before, or gets the built-in lists, and the summary says why; one whose file a person has edited keeps it. Banks
+are written as drafts arrive, so that an interrupted run has lost nothing: the next one finds what is done in the cache.
 
 Cost: the writer's, and 16 short texts a phrase; memory holds one draft at a time and one line a product.
 """
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
 
 from zsad.errors import ConfigError, ModelError
 from zsad.prompts import cache as bank_cache
@@ -27,9 +28,10 @@ from zsad.storage import Store
 log = logging.getLogger(__name__)
 
 SUMMARY_FILE = "_summary.json"
+LOG_EVERY_S = 30.0
 _MAX_TOLD = 20
 
-Outcome = Literal["written", "cached", "fallback", "edited"]
+Outcome = Literal["written", "cached", "kept", "fallback", "edited"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +41,10 @@ class Row:
     Attributes:
         product: as prompts name it.
         file: of its bank.
-        outcome: "written" by the writer now, "cached" from an earlier run, "fallback" to the built-in lists, or
-            "edited" by a person and left as it is.
-        reason: of a fallback or an edited bank.
+        outcome: "written" by the writer now, "cached" from an earlier run, "kept" as an earlier run left it because the
+            writer failed, "fallback" to the built-in lists because it failed and there was nothing to keep, or "edited"
+            by a person and left as it is.
+        reason: why the writer failed, or an edited bank can't be read.
         normal: phrases in use that tell a good item.
         abnormal: phrases in use that tell a faulty one.
         unseen: phrases with words that the backbone was never taught.
@@ -70,7 +73,7 @@ class Summary:
 
     def to_json(self) -> bytes:
         """The file of the summary."""
-        counts = {outcome: self.count(outcome) for outcome in ("written", "cached", "fallback", "edited")}
+        counts = {outcome: self.count(outcome) for outcome in get_args(Outcome)}
         plain = {"version": 1, "products": len(self.rows), **counts, "rows": [asdict(row) for row in self.rows]}
         return (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -79,6 +82,7 @@ class Summary:
         lines = [
             f"prompt banks of {len(self.rows):,} products: {self.count('written'):,} written, "
             f"{self.count('cached'):,} from the cache, {self.count('fallback'):,} fell back to the built-in lists, "
+            f"{self.count('kept'):,} kept the bank of an earlier run because the writer failed, "
             f"{self.count('edited'):,} edited by a person and left alone"
         ]
         told = [row for row in self.rows if row.reason]
@@ -110,7 +114,7 @@ def write_banks(
         reader: of the backbone that will use the banks.
         output: gets the banks.
         cache: of earlier banks.
-        overwrite: also replace banks that a person has edited.
+        overwrite: also replace banks that a person has edited, and those of earlier runs where the writer fails now.
 
     Raises:
         ConfigError: if the images that score phrases can't be used.
@@ -129,13 +133,58 @@ def write_banks(
             continue
         output.put(file, bank_bytes(bank))
         rows[file] = _row(file, bank, "cached")
-    for file, bank in _made(missing, writer, reader, cache):
-        output.put(file, bank_bytes(bank))
-        is_fallback = bank.origin is not None and bank.origin.fallback
-        rows[file] = _row(file, bank, "fallback" if is_fallback else "written")
+    for file, bank in _logged(_made(missing, writer, reader, cache), len(missing)):
+        rows[file] = _put(output, file, bank, overwrite)
     summary = Summary(tuple(rows[file] for file, _ in requests))
     output.put(SUMMARY_FILE, summary.to_json())
     return summary
+
+
+def _put(output: Store, file: str, bank: PromptBank, overwrite: bool) -> Row:
+    """Write a new bank, unless the built-in lists would replace what a writer wrote."""
+    if bank.origin is None or not bank.origin.fallback:
+        outcome: Outcome = "written"
+    elif not overwrite and (earlier := _written(output, file)):
+        return replace(_row(file, earlier, "kept"), reason=bank.origin.fallback)
+    else:
+        outcome = "fallback"
+    output.put(file, bank_bytes(bank))
+    return _row(file, bank, outcome)
+
+
+def _written(output: Store, file: str) -> PromptBank | None:
+    """The bank of a writer or a person that is there; None if there is none, or one that fell back."""
+    if not output.exists(file):
+        return None
+    try:
+        bank = read_bank_in(output, file)
+    except ConfigError:  # such a file was left alone before, unless it came to be like that in this run
+        return None
+    return None if bank.origin and bank.origin.fallback and not bank.is_edited else bank
+
+
+def _logged(banks: Iterator[tuple[str, PromptBank]], total: int) -> Iterator[tuple[str, PromptBank]]:
+    """The same, with a line in the log at most every 30 s."""
+    began = logged = time.monotonic()
+    for number, bank in enumerate(banks, start=1):
+        yield bank
+        now = time.monotonic()
+        if now - logged >= LOG_EVERY_S and number < total:
+            logged = now
+            log.info("%s", progress(number, total, now - began))
+
+
+def progress(number: int, total: int, seconds: float) -> str:
+    """One line: done, rate and time left.
+
+    Args:
+        number: banks done, at least 1.
+        total: to be done.
+        seconds: since the first was begun.
+    """
+    rate = number / seconds
+    left = (total - number) / rate
+    return f"{number:,} of {total:,} products ({number / total:.0%}), {rate:.2f} products/s, {left:,.0f} s left"
 
 
 def make_bank(draft: Draft, writer: Writer, reader: Reader) -> PromptBank:

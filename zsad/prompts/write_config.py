@@ -34,8 +34,8 @@ class WritePromptsConfig:
             NAME/PRETRAINED.
         normals: folder or prefix with normal images that phrases must tell from the same with a fault; empty:
             procedural pairs.
-        overwrite: also replace banks that a person has edited.
-        timeout_s: longest wait for an answer; 0: 60 s for an endpoint, 600 s without any finished product for vLLM.
+        overwrite: also replace banks that a person has edited, and banks of earlier runs where the writer fails now.
+        timeout_s: longest silence in a try of an endpoint, 0: 60 s; or without any finished product of vLLM, 0: 600 s.
         num_parallel: products that an endpoint is asked for at once.
         llm_revision: of a vLLM model that is no folder here.
         llm_python: interpreter with vLLM on the workers' disks; empty: the workers' own.

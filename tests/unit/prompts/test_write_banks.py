@@ -1,6 +1,7 @@
 """From products to banks: complete whatever the writer does, cached, and never over a person's edits."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from stub_reader import BAD, GOOD, StubReader, StubWriter, phrases, request
@@ -172,6 +173,76 @@ def test_versions_are_part_of_the_key(run, monkeypatch, name):
 def test_a_fallback_is_not_cached_so_that_the_next_run_asks_again(run):
     run(["cap"], StubWriter({"cap": "it hung"}))
     assert run(["cap"])["cap"].outcome == "written"
+
+
+@pytest.mark.parametrize("failure", ["hung", "markup"])
+def test_a_writer_that_fails_leaves_what_one_wrote_before(run, failure):
+    run([failure, "fine"])
+    before = (run.output / bank_file(failure)).read_bytes()
+    rows = run([failure, "fine", "new"], StubWriter(RUBBISH | {"new": "no answer"}), asked={"seed": 1})
+    assert {name: row.outcome for name, row in rows.items()} == {failure: "kept", "fine": "written", "new": "fallback"}
+    assert (run.output / bank_file(failure)).read_bytes() == before
+    assert (rows[failure].normal, rows[failure].abnormal) == (3, 3)
+    assert ("no answer within 60 s" if failure == "hung" else "markup") in rows[failure].reason
+    assert [stored_summary(run)[name] for name in ("written", "kept", "fallback")] == [1, 1, 1]
+
+
+def test_a_bank_that_was_kept_is_asked_for_again(run):
+    run(["cap"])
+    run(["cap"], StubWriter({"cap": "it hung"}), asked={"seed": 1})
+    writer = StubWriter()
+    assert run(["cap"], writer, asked={"seed": 1})["cap"].outcome == "written"
+    assert (writer.asked, bank(run, "cap").origin.seed) == (["cap"], 1)
+
+
+def test_the_terminal_tells_which_banks_were_kept_and_why(run):
+    run(["cap"])
+    asked = [("cap.json", request("cap", seed=1))]
+    stores = {name: open_store(str(getattr(run, name))) for name in ("output", "cache")}
+    table = write_banks(asked, StubWriter({"cap": "it hung"}), StubReader(), **stores).table()
+    assert "0 fell back to the built-in lists, 1 kept the bank of an earlier run because the writer failed" in table
+    assert "kept: 'cap': 'it hung'" in table
+
+
+def test_told_to_overwrite_a_failure_replaces_what_was_written_before(run):
+    run(["cap"])
+    rows = run(["cap"], StubWriter({"cap": "it hung"}), asked={"seed": 1}, overwrite=True)
+    assert rows["cap"].outcome == "fallback"
+    assert bank(run, "cap").origin.fallback == "it hung"
+
+
+def test_a_fallback_replaces_a_fallback(run):
+    run(["cap"], StubWriter({"cap": "it hung"}))
+    assert run(["cap"], StubWriter({"cap": "it broke"}))["cap"].outcome == "fallback"
+    assert bank(run, "cap").origin.fallback == "it broke"
+
+
+def test_a_bank_that_a_person_edits_while_the_writer_works_is_not_replaced_by_a_fallback(run):
+    run(["cap"], StubWriter({"cap": "it hung"}))
+    path = run.output / "cap.json"
+
+    class Slow(StubWriter):
+        def write(self, requests):
+            plain = json.loads(path.read_text())
+            plain["phrases"][0]["verdict"] = "drop"
+            path.write_text(json.dumps(plain))
+            yield from super().write(requests)
+
+    rows = run(["cap"], Slow({"cap": "it hung again"}))
+    assert (rows["cap"].outcome, rows["cap"].reason) == ("kept", "it hung again")
+    assert bank(run, "cap").is_edited
+
+
+def test_progress_is_logged_at_most_every_thirty_seconds(run, monkeypatch, caplog):
+    """Twenty products of 20 s: after 40, 80, ... s, and not at the end, which the summary tells."""
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(write, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("INFO", logger=write.__name__):
+        run([f"p{n}" for n in range(20)])
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 9
+    assert lines[0] == "2 of 20 products (10%), 0.05 products/s, 360 s left"
+    assert lines[-1] == "18 of 20 products (90%), 0.05 products/s, 40 s left"
 
 
 def test_a_damaged_entry_of_the_cache_is_made_anew(run):
