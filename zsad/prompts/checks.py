@@ -8,7 +8,7 @@ normal side, and praise does not belong on the abnormal one.
 Language: short technical phrases are hard to tell. Identification is therefore not asked which language is likeliest,
 but whether another one is more than 20 times as likely as the one asked for. Of the 904 built-in English phrases of
 three words or more none is refused that way, while 35 have another likeliest language; of 58 phrases in nine other
-languages one passes as English (`tests/unit/prompts/test_checks.py` counts all three).
+languages one passes as English (`tests/unit/prompts/test_prompt_checks.py` counts all three).
 
 Cost: 0.1 ms a phrase; the language model of py3langid loads once, in 2 s.
 Source: length and contrast after ALFA's request as zsad words it; language by py3langid (langid.py's successor).
