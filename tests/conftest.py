@@ -6,14 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-from batch_runs import config_for, rows_by_key, write_bucket
-from s3.fixture import s3
+# Before other imports: Ray Serve reads its variables when it is imported, and tests should run what `make serve` does.
+SERVE_ENV = dict(
+    line.split("=", maxsplit=1)
+    for line in (Path(__file__).resolve().parents[1] / "serve" / "ray.env").read_text().splitlines()
+)
+os.environ.update(SERVE_ENV | os.environ)
+
+import pytest  # noqa: E402
+from batch_runs import config_for, rows_by_key, write_bucket  # noqa: E402
+from s3.fixture import s3  # noqa: E402
 
 __all__ = ["s3"]
 
 RAY_START_TRIES = 3
-SERVE_ENV = Path(__file__).resolve().parents[1] / "serve" / "ray.env"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +58,6 @@ def _start(ray) -> None:
     """Ray gives up when its helpers need more than 15 s to start, as they may on a busy machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, whatever else runs here starves the workers
-    for line in SERVE_ENV.read_text().splitlines():  # as `make serve` does
-        os.environ.setdefault(*line.split("=", maxsplit=1))
     for attempt in range(RAY_START_TRIES):
         try:
             ray.init(

@@ -2,14 +2,16 @@
 
 import asyncio
 
+import grpc
 import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from zsad.distributed import serving
 from zsad.distributed.serving_engine import ServeEngine
 from zsad.distributed.serving_replicas import Pixels, Scored, Stale
-from zsad.errors import ErrorCode, ImageError
+from zsad.errors import ConfigError, ErrorCode, ImageError
 from zsad.finding import Finding
 from zsad.http.engine import Description, DetectorKey, Upload
 from zsad.http.problems import Problem
@@ -90,10 +92,10 @@ def decode(image, preprocess) -> Pixels:
     return Pixels(np.zeros((side, side, 3), np.uint8), 8, 8, preprocess, 1.0)
 
 
-def engine_of(*scores, describes=None, decodes=decode) -> tuple[ServeEngine, Handle, Handle]:
+def engine_of(*scores, describes=None, decodes=decode, config=None) -> tuple[ServeEngine, Handle, Handle]:
     decoders = Handle(decode=Method(decodes))
     scorers = Handle(describe=Method(*(describes or [described()])), score=Method(*scores))
-    return ServeEngine(ServeConfig(), decoders, scorers), decoders, scorers
+    return ServeEngine(config or ServeConfig(), decoders, scorers), decoders, scorers
 
 
 def inspect(engine, key=KEY, threshold=None):
@@ -114,21 +116,36 @@ def test_pixels_for_an_older_version_are_made_anew():
     assert [preprocess for _, preprocess in decoders.decode.calls] == [SMALL, LARGE]
 
 
-def test_a_detector_that_changes_all_the_time_is_given_up():
+def test_scorers_that_disagree_about_the_input_are_asked_until_one_fits_and_each_input_is_decoded_once():
+    disagreeing = [Stale(described(LARGE)), Stale(described(SMALL))] * 3
+    engine, decoders, scorers = engine_of(*disagreeing, Scored(found(), described(SMALL), 2.0))
+    assert inspect(engine).detector.preprocess == SMALL
+    assert [preprocess for _, preprocess in decoders.decode.calls] == [SMALL, LARGE]
+    assert [pixels.preprocess for _, pixels in scorers.score.calls] == [SMALL, LARGE] * 3 + [SMALL]
+
+
+def test_a_detector_that_changes_all_the_time_is_asked_until_the_request_ends():
     engine, _, scorers = engine_of(Stale(described(LARGE)))
-    with pytest.raises(Problem) as caught:
-        inspect(engine)
-    assert (caught.value.code, len(scorers.score.calls)) == ("unavailable", 3)
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(engine.inspect(Upload(b"x"), KEY, None), 0.2))
+    assert len(scorers.score.calls) > 3
 
 
-def test_a_call_whose_replica_died_is_made_once_more():
-    engine, _, scorers = engine_of(RayActorError(), Scored(found(), described(), 2.0))
+def broken_call() -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, nothing, nothing, "message too long")
+
+
+@pytest.mark.parametrize("loss", [RayActorError(), broken_call()], ids=["died", "broken"])
+def test_a_call_whose_replica_was_lost_is_made_once_more(loss):
+    engine, _, scorers = engine_of(loss, Scored(found(), described(), 2.0))
     assert inspect(engine).finding.score == 0.75
     assert len(scorers.score.calls) == 2
 
 
-def test_two_dead_replicas_are_enough():
-    engine, _, scorers = engine_of(RayActorError())
+@pytest.mark.parametrize("loss", [RayActorError(), broken_call()], ids=["died", "broken"])
+def test_two_lost_replicas_are_enough(loss):
+    engine, _, scorers = engine_of(loss)
     with pytest.raises(Problem) as caught:
         inspect(engine)
     assert (caught.value.status, len(scorers.score.calls)) == (503, 2)
@@ -179,7 +196,7 @@ def test_other_detectors_than_the_default_are_routed_to_whoever_holds_them():
     inspect(engine)
     assert scorers.wanted_ids == []
     inspect(engine, DetectorKey("nano", "metal nut"))
-    assert set(scorers.wanted_ids) == {"nano|metal nut"}
+    assert set(scorers.wanted_ids) == {"nano"}  # never the object: what clients write would name series of metrics
 
 
 def test_a_description_is_asked_for_once_while_it_is_fresh():
@@ -194,3 +211,37 @@ def test_ready_means_that_a_scorer_answers_now():
     with pytest.raises(Problem):
         asyncio.run(engine.check_ready())
     asyncio.run(engine.check_ready())
+
+
+def test_bodies_wait_in_the_ingress_when_the_decoders_have_enough():
+    config = ServeConfig(num_decoders=2, decode_children=3)
+    engine, decoders, _ = engine_of(None, decodes=None, config=config)
+
+    async def scenario():
+        tasks = [asyncio.create_task(engine.inspect(Upload(b"x"), KEY, None)) for _ in range(64)]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(decoders.decode.calls) == 2 * (3 + 2)
+        tasks[0].cancel()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(decoders.decode.calls) == 2 * (3 + 2) + 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_grpc", [True, False])
+def test_messages_shorter_than_the_largest_body_are_refused_at_the_start(monkeypatch, is_grpc):
+    mib = 2**20
+    monkeypatch.setattr(serving.constants, "RAY_SERVE_USE_GRPC_BY_DEFAULT", is_grpc)
+    monkeypatch.setattr(serving.constants, "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", 8 * mib)
+    serving.check_message_limit(ServeConfig(max_body_bytes=4 * mib, max_batch_bytes=7 * mib))
+    for too_much in ({"max_body_bytes": 8 * mib, "max_batch_bytes": mib}, {"max_batch_bytes": 64 * mib}):
+        if not is_grpc:
+            serving.check_message_limit(ServeConfig(**too_much))
+            continue
+        with pytest.raises(ConfigError, match="RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH is 8388608"):
+            serving.build_graph(ServeConfig(**too_much), {}, {})

@@ -2,8 +2,9 @@
 
 `build_graph` binds it; everything but the wiring is `zsad.http`. Only the ingress waits for others, so that a request
 that ends early (its client left, it took too long) cancels whatever it waits for. Queues are bounded in three places:
-images that one ingress replica has accepted (429), requests that wait for a place in the ingress (503), calls that
-wait for a decoder or scorer (503).
+images that one ingress replica has accepted (429), requests that wait for a place in the ingress (503), and bodies that
+are copied into calls of decoders, of which the ingress has only a few more under way than there are decoding children.
+Decoders and scorers take whatever the ingress lets in.
 """
 
 import logging
@@ -12,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import serve as ray_serve
+from ray.serve._private import constants
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from zsad.distributed.serving_engine import ServeEngine
 from zsad.distributed.serving_metrics import RequestMetrics
 from zsad.distributed.serving_replicas import Decoder, Scorer, load_detectors
+from zsad.errors import ConfigError
 from zsad.http.app import make_app
 from zsad.http.problems import RETRY_AFTER_S
 from zsad.serve_config import ServeConfig
@@ -25,6 +28,8 @@ INGRESS = "Ingress"
 INGRESS_CPUS = 0.1
 DECODER_CPUS = 0.3
 SCORER_CPUS = 0.5
+CALLS_BESIDE_IMAGES = 16  # descriptions, readiness, calls whose client left a moment ago
+CALL_OVERHEAD_BYTES = 2**20  # what a message holds beside one image, with room to spare
 _QUIET = {"enable_access_log": False}  # a line per call costs more than the call; `zsad.requests` has one per request
 _BUSY = BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S)
 
@@ -36,6 +41,7 @@ class Ingress:
     def __init__(
         self, config: ServeConfig, page: Mapping[str, bytes], tokens: Mapping[str, str], decoders: Any, scorers: Any
     ) -> None:
+        check_message_limit(config)
         _log_requests()
         engine = ServeEngine(config, decoders, scorers)
         self._app = make_app(
@@ -65,10 +71,15 @@ def build_graph(
         page: name -> content of the web page's files; they travel with the graph.
         tokens: name -> hex digest of those who may ask.
         make_detectors: called in each scorer; another one than the default replaces the model.
+
+    Raises:
+        ConfigError: Ray Serve would not carry bodies as large as `config` allows.
     """
-    # As many as the ingress lets in: a router whose replicas are full asks them again after ever longer pauses, and at
-    # 48 requests in flight that cost three quarters of the throughput. Decoders and scorers queue what can't begin.
-    ongoing = {"max_ongoing_requests": config.max_waiting}
+    check_message_limit(config)
+    # As many as all ingress replicas let in, because one replica may get them all: a router whose replicas are full
+    # asks them again after ever longer pauses, and at 48 requests in flight that cost three quarters of the throughput.
+    # Bodies are held back by `ServeEngine`; pixels, which are small, queue in the scorers.
+    ongoing = {"max_ongoing_requests": config.max_waiting * config.num_ingress + CALLS_BESIDE_IMAGES}
     shared = {
         "max_queued_requests": 2 * config.max_waiting,
         "graceful_shutdown_timeout_s": config.drain_s,
@@ -99,6 +110,21 @@ def build_graph(
         **shared,
     )
     return ingress.bind(config, dict(page), dict(tokens), decoders, scorers)
+
+
+def check_message_limit(config: ServeConfig) -> None:
+    """Refuse settings under which a body that is let in could not reach a decoder.
+
+    Raises:
+        ConfigError: calls go through gRPC in this process, and its messages are too short.
+    """
+    limit = constants.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH
+    needed = max(config.max_body_bytes, config.max_batch_bytes) + CALL_OVERHEAD_BYTES
+    if constants.RAY_SERVE_USE_GRPC_BY_DEFAULT and limit < needed:
+        raise ConfigError(
+            f"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH is {limit}; max_body_bytes ({config.max_body_bytes}) and "
+            f"max_batch_bytes ({config.max_batch_bytes}) need {needed}: raise it where Ray starts, or lower them"
+        )
 
 
 def drain(app_name: str = "default") -> None:

@@ -23,7 +23,7 @@ from zsad.http.engine import Engine
 from zsad.http.journal import Journal, Observer, answered, record_of
 from zsad.http.limits import BodyGuard
 from zsad.http.oip import InferRequest
-from zsad.http.problems import Problem, of_status
+from zsad.http.problems import UNEXPECTED, Problem, of_status
 from zsad.http.requests import KeyItem, KeyItems, readable
 from zsad.http.routes_oip import health_router, models_router
 from zsad.http.routes_v1 import v1_router
@@ -123,7 +123,7 @@ def _handle_problems(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> Response:
         log.error("request %s: unexpected %s", record_of(request).request_id, type(error).__name__, exc_info=error)
-        return answered(request, Problem("internal", "unexpected error; the server's log has more under this id"))
+        return answered(request, Problem("internal", UNEXPECTED))
 
 
 def _add_page(app: FastAPI, page: Mapping[str, bytes]) -> None:

@@ -13,6 +13,7 @@ from zsad.errors import ErrorCode
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+UNEXPECTED = "unexpected error; the server's log has more under this id"
 
 STATUS_OF_IMAGE = {
     ErrorCode.EMPTY: 400,

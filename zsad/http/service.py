@@ -1,8 +1,10 @@
 """What all routes of one replica share: who may ask, how many images wait, and the way of one image to its answer."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -14,9 +16,11 @@ from zsad.http.auth import RateLimiter, authorised
 from zsad.http.engine import Description, DetectorKey, Engine, Inspected, StoredImage, Upload
 from zsad.http.journal import Observer, Record, record_of
 from zsad.http.limits import Waiting
-from zsad.http.problems import Problem
+from zsad.http.problems import UNEXPECTED, Problem
 from zsad.http.requests import InspectOptions
 from zsad.serve_config import ServeConfig
+
+log = logging.getLogger(__name__)
 
 Image = Upload | StoredImage
 _DRAWN_AT_ONCE = 2
@@ -59,13 +63,23 @@ class Service:
         """The detectors that can be described, in the order of the settings; one that is broken hides no other.
 
         Raises:
-            Problem: not even the default can be.
+            Problem: not even the default can be, or it takes too long.
         """
         # One after the other: a scorer refuses to have more than a few loads wait at a time.
-        found = [await self._described(DetectorKey(name)) for name in self.config.refs]
+        async with self._in_time():
+            found = [await self._described(DetectorKey(name)) for name in self.config.refs]
         if isinstance(found[0], Problem):
             raise found[0]
         return [description.public() for description in found if isinstance(description, Description)]
+
+    async def describe(self, key: DetectorKey) -> Description:
+        """One detector, loaded if it can't be described else.
+
+        Raises:
+            Problem: it can't be had, or it takes too long.
+        """
+        async with self._in_time():
+            return await self.engine.describe(key)
 
     async def _described(self, key: DetectorKey) -> Description | Problem:
         try:
@@ -105,12 +119,8 @@ class Service:
         """
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(self.config.request_timeout_s):
+            async with self._in_time():
                 found = await self.engine.inspect(image, key, options.threshold)
-        except TimeoutError as error:
-            record.num_failed += 1
-            limit_s = self.config.request_timeout_s
-            raise Problem("timeout", f"no answer within {limit_s:g} s; try again when the load is lower") from error
         except Problem:
             record.num_failed += 1
             raise
@@ -133,6 +143,24 @@ class Service:
             return await self.inspected(record, image, key, options)
         except Problem as problem:
             return problem
+        except Exception as error:  # it costs this image's place, never those of the others
+            log.exception("request %s: unexpected %s", record.request_id, type(error).__name__)
+            record.num_failed += 1
+            return Problem("internal", UNEXPECTED)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Give what is inside the time of one request.
+
+        Raises:
+            Problem: it was not enough.
+        """
+        limit_s = self.config.request_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                yield
+        except TimeoutError as error:
+            raise Problem("timeout", f"no answer within {limit_s:g} s; try again when the load is lower") from error
 
     def _accept(self, request: Request, key: DetectorKey, num_images: int) -> Record:
         record = record_of(request)
