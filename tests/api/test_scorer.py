@@ -1,6 +1,8 @@
 """A scorer over detectors that cost nothing; no Ray runs."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,10 +56,13 @@ class Detectors:
         self.failure = None
         self.held = {}
         self.num_loads = 0
+        self.may_load = threading.Event()
+        self.may_load.set()
 
     def load(self, key):
         """Read what is stored, or fail."""
         self.num_loads += 1
+        assert self.may_load.wait(10)
         if self.failure:
             raise self.failure
         return replace(self.stored)
@@ -80,6 +85,19 @@ class Detectors:
     def version(self, key):
         """Of what is stored."""
         return self.stored.version
+
+
+@pytest.fixture
+def hints(monkeypatch) -> list[str]:
+    """What routers are told; Ray Serve's own method works in replicas only."""
+    told = []
+
+    async def hint(self, model_id):
+        told.append(model_id)
+        return model_id
+
+    monkeypatch.setattr(Scorer, "_hint", hint)
+    return told
 
 
 def run(scenario, **settings):
@@ -165,17 +183,84 @@ def test_a_version_that_changes_the_input_while_images_wait_sends_them_back():
     [(ModelError("x"), "no_detector"), (StorageError("x"), "unavailable")],
     ids=["model", "storage"],
 )
-def test_a_detector_that_was_forgotten_and_can_not_be_loaded_again_is_a_problem(failure, code, monkeypatch):
-    async def hint(self, model_id):
-        return model_id
-
-    monkeypatch.setattr(Scorer, "_hint", hint)  # Ray Serve's own works in replicas only
-
+def test_a_detector_that_was_forgotten_and_can_not_be_loaded_again_is_a_problem(failure, code, hints):
     async def scenario(scorer, detectors):
         detectors.held.clear()
         detectors.failure = failure
         outcome = await scorer.score(KEY, PIXELS)
         assert isinstance(outcome, Problem)
         assert outcome.code == code
+        assert hints == []
+
+    run(scenario)
+
+
+def named(number: int) -> DetectorKey:
+    return DetectorKey("nano", f"object {number}")
+
+
+async def until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_all_images_that_name_a_new_object_wait_for_one_load(hints):
+    async def scenario(scorer, detectors):
+        outcomes = await asyncio.gather(*(scorer.score(named(1), PIXELS) for _ in range(32)))
+        assert all(isinstance(outcome, Scored) for outcome in outcomes)
+        assert detectors.num_loads == 2  # the default's and this one
+
+    run(scenario)
+
+
+def test_a_fifth_detector_is_refused_while_four_are_loaded(hints):
+    async def scenario(scorer, detectors):
+        detectors.may_load.clear()
+        waiting = [asyncio.create_task(scorer.score(named(number), PIXELS)) for number in (1, 2, 3, 4, 1, 2)]
+        await until(lambda: detectors.num_loads == 2)
+        refused = await scorer.score(named(5), PIXELS)
+        assert isinstance(refused, Problem)
+        assert (refused.code, refused.retry_after_s) == ("unavailable", 5)
+        assert isinstance(await scorer.score(KEY, PIXELS), Scored)  # what is loaded answers meanwhile
+        detectors.may_load.set()
+        assert all(isinstance(outcome, Scored) for outcome in await asyncio.gather(*waiting))
+        assert isinstance(await scorer.score(named(5), PIXELS), Scored)
+
+    run(scenario)
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_kept(hints):
+    async def scenario(scorer, detectors):
+        detectors.may_load.clear()
+        left = asyncio.create_task(scorer.score(named(1), PIXELS))
+        await until(lambda: detectors.num_loads == 2)
+        left.cancel()
+        detectors.may_load.set()
+        await until(lambda: named(1) in detectors.names())
+        assert isinstance(await scorer.score(named(1), PIXELS), Scored)
+        assert detectors.num_loads == 2
+
+    run(scenario)
+
+
+def test_loads_that_hang_hold_up_neither_scoring_nor_storage(hints):
+    async def scenario(scorer, detectors):
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        detectors.may_load.clear()
+        waiting = asyncio.create_task(scorer.score(named(1), PIXELS))
+        await until(lambda: detectors.num_loads == 2)
+        assert isinstance(await asyncio.wait_for(scorer.score(KEY, PIXELS), 5), Scored)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "read"), 5) == "read"
+        detectors.may_load.set()
+        await waiting
+
+    run(scenario)
+
+
+def test_routers_are_told_a_detectors_name_and_never_a_clients_word(hints):
+    async def scenario(scorer, detectors):
+        await scorer.score(named(1), PIXELS)
+        await scorer.score(named(2), PIXELS)
+        assert hints == ["nano", "nano"]
 
     run(scenario)

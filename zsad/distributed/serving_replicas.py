@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # decoders and the ingress never import torch
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_LOADS = 4
+MAX_LOADS = 4
 ROUTING_HINTS = 256
 
 
@@ -68,6 +69,8 @@ class Decoder:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._all = [DecodeChild() for _ in range(config.decode_children)]
+        # Of its own, as the scorer's: in asyncio's shared pool, what hangs on storage would hold up everything else.
+        self._threads = ThreadPoolExecutor(config.decode_children, "decode")
         self._free: asyncio.Queue[DecodeChild] = asyncio.Queue()
         for child in self._all:
             self._free.put_nowait(child)
@@ -75,11 +78,13 @@ class Decoder:
     async def decode(self, image: Upload | StoredImage, preprocess: Preprocess) -> Pixels | ImageError:
         """The image's pixels at the model's size, or why there are none."""
         child = await self._free.get()
-        work = asyncio.create_task(asyncio.to_thread(self._decoded, child, image, preprocess))
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self._decoded, child, image, preprocess)
         work.add_done_callback(lambda _: self._free.put_nowait(child))  # not before it is free, even if nobody waits
         return await asyncio.shield(work)
 
     def __del__(self) -> None:
+        self._threads.shutdown(wait=False)
         for child in self._all:
             child.close()
 
@@ -116,8 +121,10 @@ class Scorer:
         self._config = config
         self._loaded = make_detectors(config)
         self._metrics = ScorerMetrics()
+        self._load_thread = ThreadPoolExecutor(1, "load")
+        self._model_thread = ThreadPoolExecutor(1, "model")
         self._loading = asyncio.Lock()
-        self._num_waiting_loads = 0
+        self._loads: dict[DetectorKey, asyncio.Task[Loaded | Problem]] = {}
         self._watch: asyncio.Task[None] | None = None
         self._batcher: Batcher[Pixels, Scored | Stale | Problem] = Batcher(
             self._scored,
@@ -151,7 +158,10 @@ class Scorer:
 
     @ray_serve.multiplexed(max_num_models_per_replica=ROUTING_HINTS)
     async def _hint(self, model_id: str) -> str:
-        """Tells Ray Serve's routers which detectors this replica knows; what is in memory `_loaded` decides."""
+        """Tells Ray Serve's routers which detectors were loaded here; what is in memory `_loaded` decides.
+
+        `model_id` is the name alone: Ray Serve makes a series of its metrics of each id, so clients may not choose it.
+        """
         return model_id
 
     def _warm_up(self) -> None:
@@ -167,19 +177,26 @@ class Scorer:
             self._watch = asyncio.create_task(self._renew_for_ever())
         if loaded := self._loaded.get(key):
             return loaded
-        await self._hint(str(key))
-        if self._num_waiting_loads >= MAX_WAITING_LOADS:
-            return Problem("unavailable", "other detectors are being loaded; try again", retry_after_s=5)
-        self._num_waiting_loads += 1
+        if key not in self._loads:
+            if len(self._loads) >= MAX_LOADS:
+                return Problem("unavailable", "other detectors are being loaded; try again", retry_after_s=5)
+            self._loads[key] = asyncio.create_task(self._load_for_all(key))
+        return await asyncio.shield(self._loads[key])  # whoever leaves, the detector is kept for those who come back
+
+    async def _load_for_all(self, key: DetectorKey) -> "Loaded | Problem":
+        """Load a detector for everybody who waits for it, and tell routers that it is here."""
         try:
             async with self._loading:
-                return self._loaded.get(key) or await self._load(key)
+                outcome = self._loaded.get(key) or await self._load(key)
+            if not isinstance(outcome, Problem):
+                await self._hint(key.name)
+            return outcome
         finally:
-            self._num_waiting_loads -= 1
+            del self._loads[key]
 
     async def _load(self, key: DetectorKey) -> "Loaded | Problem":
         try:
-            loaded = await asyncio.to_thread(self._loaded.load, key)
+            loaded = await asyncio.get_running_loop().run_in_executor(self._load_thread, self._loaded.load, key)
         except ZsadError as error:
             log.warning("detector %s can't be loaded: %s", key, error)
             self._metrics.load(key.name, "failed", len(self._loaded.names()))
@@ -223,7 +240,8 @@ class Scorer:
         wanted = found.description.preprocess
         if fitting := [place for place, pixels in enumerate(batch) if pixels.preprocess == wanted]:
             self._metrics.batch(len(fitting))
-            scored = await asyncio.to_thread(_score, found, [batch[place] for place in fitting])
+            chosen = [batch[place] for place in fitting]
+            scored = await asyncio.get_running_loop().run_in_executor(self._model_thread, _score, found, chosen)
             for place, outcome in zip(fitting, scored, strict=True):
                 outcomes[place] = outcome
         return outcomes
