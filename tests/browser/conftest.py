@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,9 +53,18 @@ def page_url(local_ray: LocalRay) -> Iterator[str]:
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     ray_serve.run(build_graph(ServeConfig(detectors=("nano", "nano:alfa"), batch_size=1), page_files(), {}))
     url = f"http://127.0.0.1:{port}/"
-    httpx.get(f"{url}v1/detectors", timeout=240).raise_for_status()  # loads both: ALFA calibrates for a while
+    _wait_for_detectors(url)
     yield url
     ray_serve.shutdown()
+
+
+def _wait_for_detectors(url: str, within_s: float = 240) -> None:
+    """ALFA calibrates for longer than a request may take; the load goes on when the request is given up."""
+    deadline = time.monotonic() + within_s
+    while (answer := httpx.get(f"{url}v1/detectors", timeout=60)).status_code != 200:
+        assert answer.status_code in (503, 504), answer.text
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 @pytest.fixture

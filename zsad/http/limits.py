@@ -90,9 +90,12 @@ class _Body:
         self.num_bytes = 0
 
     def check_header(self, scope: Scope) -> None:
-        """Refuse what the headers alone show to be too large or unreadable."""
+        """Refuse what the headers alone show to be too large, unreadable or unasked for."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
+        has_body = b"transfer-encoding" in headers or length.strip(b"0")
+        if has_body and scope["method"] != "POST":
+            raise Problem("bad_request", "only POST takes a body here; send the request without one")
         if length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
         if headers.get(b"content-encoding", b"identity") != b"identity":

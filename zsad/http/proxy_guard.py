@@ -5,8 +5,9 @@ hold all of a proxy's sockets. Ray Serve calls `install` in each proxy if the en
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=zsad.http.proxy_guard:install
 
-(`make serve` sets it). It gives uvicorn a protocol with one more timer, and cleans the request id, which Ray Serve
-would echo as it came. Bodies have limits of their own in the app (`zsad.http.limits`), with or without this.
+(`make serve` sets it). It gives uvicorn a protocol with one more timer, cleans the request id, which Ray Serve
+would echo as it came, and drops headers that would steer Ray Serve. Bodies have limits of their own in the app
+(`zsad.http.limits`), with or without this.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEADERS_TIMEOUT_S = 10.0
 REST_TIMEOUT_S = 10.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+_RAYS_OWN = (b"serve_multiplexed_model_id", b"x_request_disconnect_disabled")
 
 
 class ImpatientProtocol(HttpToolsProtocol):
@@ -67,18 +69,23 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(seconds, self.timeout_keep_alive_handler) if seconds else None
 
 
-class CleanRequestId:
-    """ASGI middleware: a request id of other than plain characters is replaced by a new one."""
+class CleanHeaders:
+    """ASGI middleware: a request id of other than plain characters is replaced; what would steer Ray Serve is dropped.
+
+    Ray Serve's router keeps each model id that it was ever asked for, and a request that says so would be worked on
+    after its client has left.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with exactly one clean id."""
+        """Pass the request on with exactly one clean id, and without Ray Serve's own headers."""
         if scope["type"] == "http":
             given = [value for name, value in scope["headers"] if name == b"x-request-id"]
             clean = given[0] if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) else str(uuid.uuid4()).encode()
-            others = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
+            dropped = (b"x_request_id", *_RAYS_OWN)
+            others = [(name, value) for name, value in scope["headers"] if name.replace(b"-", b"_") not in dropped]
             scope = {**scope, "headers": [*others, (b"x-request-id", clean)]}
         await self._app(scope, receive, send)
 
@@ -86,4 +93,4 @@ class CleanRequestId:
 def install() -> list[Any]:
     """Make this process's uvicorn impatient; returns the middlewares that Ray Serve's proxy puts around itself."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{ImpatientProtocol.__name__}"
-    return [Middleware(CleanRequestId)]
+    return [Middleware(CleanHeaders)]

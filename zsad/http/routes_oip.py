@@ -69,11 +69,13 @@ def _add_health(router: APIRouter, service: Service) -> None:
 
 
 def _add_models(router: APIRouter, service: Service) -> None:
-    @router.get("/models/{model}/ready", responses=answers(None, {"ready": True}, 401, 404, 503))
-    @router.get("/models/{model}/versions/{version}/ready", responses=answers(None, {"ready": True}, 401, 404, 503))
+    readiness = answers(None, {"ready": True}, 400, 401, 404, 503, 504)
+
+    @router.get("/models/{model}/ready", responses=readiness)
+    @router.get("/models/{model}/versions/{version}/ready", responses=readiness)
     async def model_ready(model: str, version: str = oip.VERSION) -> Any:
-        """Whether the detector can answer; loads it if need be."""
-        await service.engine.describe(_key(service, model, version))
+        """Whether the detector can be described; only one that nothing describes is loaded for that."""
+        await service.describe(_key(service, model, version))
         return JSONResponse({"ready": True})
 
     @router.get("/models/{model}", responses=answers(None, oip.metadata("nano"), 401, 404))

@@ -44,7 +44,7 @@ def v1_router(service: Service) -> APIRouter:
     """The routes under /v1."""
     router = APIRouter(prefix="/v1", dependencies=[Depends(service.authorise)])
 
-    @router.get("/detectors", responses=answers(DetectorsAnswer, _DETECTORS_EXAMPLE, 401, 503))
+    @router.get("/detectors", responses=answers(DetectorsAnswer, _DETECTORS_EXAMPLE, 400, 401, 503, 504))
     async def detectors() -> Any:
         """The detectors on offer; the default answers requests that name none."""
         return JSONResponse({"default": service.config.default, "detectors": await service.on_offer()})

@@ -184,6 +184,14 @@ def test_bodies_in_memory_are_bounded_and_given_back(client_of):
     assert client.post("/v1/inspect", content=b"x" * 10).status_code == 200
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "PUT"])
+@pytest.mark.parametrize("body", [b"x", "chunks"], ids=["length", "chunked"])
+def test_only_post_takes_a_body(client, method, body):
+    response = client.request(method, "/v2/health/live", content=iter([b"x"]) if body == "chunks" else body)
+    assert response.status_code == 400
+    assert client.request("GET", "/v2/health/live", headers={"content-length": "0"}).status_code == 200
+
+
 # Batches
 
 
@@ -197,6 +205,17 @@ def test_one_bad_image_costs_one_place(client, observer):
     assert results[0]["inspection"]["score"] == 0.75
     record = observer.records[-1]
     assert (record.num_images, record.num_failed, record.num_anomalies) == (32, 1, 31)
+
+
+def test_a_bug_costs_one_place_of_a_batch_and_is_logged(client, observer, caplog):
+    files = [("file", (f"{n}.jpg", b"bug" if n == 1 else b"x")) for n in range(3)]
+    response = client.post("/v1/inspect:batch", files=files)
+    results = response.json()["results"]
+    assert [result["status"] for result in results] == [200, 500, 200]
+    assert results[1]["problem"]["code"] == "internal"
+    assert "secret" not in response.text
+    assert "ZeroDivisionError" in caplog.text
+    assert observer.records[-1].num_failed == 1
 
 
 def test_a_batch_of_33_is_refused(client):
@@ -306,6 +325,16 @@ def test_a_broken_detector_hides_no_other(client, engine):
     engine.broken = {"first"}
     response = client.get("/v1/detectors")
     assert (response.status_code, code_of(response)) == (404, "no_detector")
+
+
+@pytest.mark.parametrize("path", ["/v1/detectors", "/v2/models/first/ready", "/v2/models/first/versions/1/ready"])
+def test_a_detector_that_takes_too_long_to_describe_is_given_up(client_of, engine, path):
+    async def never(key):
+        await engine.release.wait()
+
+    engine.describe = never
+    response = client_of(request_timeout_s=0.05).get(path)
+    assert (response.status_code, code_of(response)) == (504, "timeout")
 
 
 def test_records_name_the_route_by_its_template(client, observer):

@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 
 from zsad.http import proxy_guard
-from zsad.http.proxy_guard import CleanRequestId, ImpatientProtocol
+from zsad.http.proxy_guard import CleanHeaders, ImpatientProtocol
 
 SHORT_S = 0.2
 
@@ -76,7 +76,7 @@ def request_id(*given: bytes) -> bytes:
         seen.append([value for name, value in scope["headers"] if name == b"x-request-id"])
 
     headers = [(b"x-request-id", value) for value in given]
-    asyncio.run(CleanRequestId(inner)({"type": "http", "headers": headers}, None, None))
+    asyncio.run(CleanHeaders(inner)({"type": "http", "headers": headers}, None, None))
     (found,) = seen[0]
     return found
 
@@ -89,3 +89,17 @@ def test_a_plain_id_is_kept():
 def test_any_other_id_is_replaced(given):
     assert len(request_id(*given)) == 36
     assert request_id(*given) not in given
+
+
+@pytest.mark.parametrize(
+    "name", [b"serve_multiplexed_model_id", b"serve-multiplexed-model-id", b"x-request-disconnect-disabled"]
+)
+def test_headers_that_would_steer_ray_serve_are_dropped_and_no_other(name):
+    seen = []
+
+    async def inner(scope, receive, send):
+        seen.extend(scope["headers"])
+
+    headers = [(name, b"?1"), (b"content-type", b"image/png"), (b"x-request-id", b"a")]
+    asyncio.run(CleanHeaders(inner)({"type": "http", "headers": headers}, None, None))
+    assert sorted(seen) == [(b"content-type", b"image/png"), (b"x-request-id", b"a")]
