@@ -8,7 +8,7 @@ import pytest
 import ray
 from scripted_engine import FAULTY_TEXTS, ScriptedEngine
 
-from zsad.distributed.prompt_writer import ActorConfig, ActorWriter, vllm_writer
+from zsad.distributed.prompt_writer import ActorConfig, ActorWriter, Tally, vllm_writer
 from zsad.errors import ConfigError, ModelError
 from zsad.prompts.writers.base import WriteRequest
 
@@ -77,6 +77,26 @@ def test_an_answer_that_is_none_costs_its_product_and_no_restart(shared_writer, 
 def shared_writer(local_ray):
     with writer_for() as writer:
         yield writer
+
+
+def test_the_tally_tells_rate_steps_and_share_of_slots():
+    tally = Tally(loads=2, products=1_500, steps=4_000, slots_used=190, slots=200, tokens=9_000, seconds=100.0)
+    assert tally.told() == (
+        "1,500 products by the language model in 100 s, 15.00 products/s; models loaded: 2; "
+        "4,000 engine steps with 95% of the slots in use; 9,000 tokens written"
+    )
+    assert "0.00 products/s" in Tally().told()
+
+
+def test_the_time_of_writing_is_counted_and_that_between_calls_is_not(local_ray):
+    with writer_for() as writer:
+        start = time.monotonic()
+        list(writer.write([WriteRequest(product="cap")]))
+        once = writer.tally.seconds
+        assert 0 < once <= time.monotonic() - start
+        time.sleep(2)
+        list(writer.write([WriteRequest(product="lid")]))
+        assert once < writer.tally.seconds < time.monotonic() - start - 2
 
 
 def test_products_of_a_process_that_died_are_written_after_its_restart(local_ray, tmp_path):

@@ -102,6 +102,7 @@ class Tally:
         products: drafts finished by an actor.
         steps, slots_used, slots, tokens: of the engines; occupancy is `slots_used / slots`.
         memory_bytes: resident memory of an actor at every report.
+        seconds: spent in `write`, loading and the caller's work between drafts included.
     """
 
     loads: int = 0
@@ -111,6 +112,7 @@ class Tally:
     slots: int = 0
     tokens: int = 0
     memory_bytes: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
     def add(self, progress: Progress) -> None:
         """Count a report."""
@@ -120,6 +122,16 @@ class Tally:
         self.slots += progress.steps * progress.num_slots
         self.tokens += progress.tokens
         self.memory_bytes.append(progress.memory_bytes)
+
+    def told(self) -> str:
+        """One line for the log."""
+        rate = self.products / self.seconds if self.seconds else 0.0
+        share = self.slots_used / self.slots if self.slots else 0.0
+        return (
+            f"{self.products:,} products by the language model in {self.seconds:,.0f} s, {rate:.2f} products/s; "
+            f"models loaded: {self.loads:,}; {self.steps:,} engine steps with {share:.0%} of the slots in use; "
+            f"{self.tokens:,} tokens written"
+        )
 
 
 @ray.remote
@@ -199,6 +211,7 @@ class ActorWriter:
         """One draft per request, in their order, while later ones are still written."""
         window = 2 * self._config.num_actors * self._config.max_in_flight
         backlog = Backlog(requests, self.model, self.revision, window)
+        began = time.monotonic()
         try:
             while not backlog.is_done:
                 self._advance(backlog)
@@ -206,6 +219,8 @@ class ActorWriter:
         except BaseException:  # the caller went away, or an error of ours: what is in work would reach the next call
             self.close()
             raise
+        finally:
+            self.tally.seconds += time.monotonic() - began
 
     def _advance(self, backlog: Backlog) -> None:
         """Fill idle actors, and wait until one of them has something to say."""

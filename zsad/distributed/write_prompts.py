@@ -53,7 +53,7 @@ def write_prompts(config: WritePromptsConfig) -> Summary:
         log.info("%d products, written by %s (%s)", len(requests), writer.model, writer.name)
         summary = write_banks(requests, writer, reader, output=output, cache=cache, overwrite=config.overwrite)
     print(summary.table())
-    if summary.count("fallback") == len(summary.rows):
+    if summary.count("fallback") + summary.count("kept") == len(summary.rows):
         log.warning("the writer %s gave no usable answer for any product", config.llm)
     if config.review:
         print(f"review page: {write_review(output, summary)}")
@@ -104,6 +104,8 @@ def opened_writer(config: WritePromptsConfig) -> Iterator[Writer]:
         connect()
         with vllm_writer(config.llm, revision=config.llm_revision, config=actors) as writer:
             yield writer
+            if writer.tally.loads:
+                log.info("%s", writer.tally.told())
 
 
 def _pair_source(normals: str) -> PairSource:
