@@ -98,6 +98,44 @@ def gaps_after_faults(requests):
     return [later - at_s for seen in by_path.values() for (at_s, fault), (later, _) in pairwise(seen) if fault]
 
 
+@pytest.mark.slow
+def test_a_report_is_read_and_carried_through_throttles_and_broken_connections(faulty_s3, s3, tmp_path, table):
+    """Arrow reads it, which passes our retries by."""
+    num_files = size(24, 400)
+    images, output = tmp_path / "images", s3.new_bucket() + "/report"
+    images.mkdir()
+    for number in range(2 * num_files):
+        (images / f"{number:04d}.jpg").write_bytes(b"%d" % number)
+    env = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    plan = PlainRun(source=str(images), output=output, acks=tmp_path / "acks", rows_per_shard=2, env=env)
+    assert run(replace(plan, run_id=RUN_ID), timeout_s=300) == 0
+    expected = [(info.uri, score(info.etag), RUN_ID) for info in open_store(str(images)).list()]
+    faulty_s3.restart(seeded(seed(6), {"slow_down": 0.2, "hidden": 0.05, "reset": 0.05}))
+    assert rows_of(output) == expected
+    num_read = spoiled_data_files(faulty_s3)
+    assert num_read > 0
+    assert run(replace(plan, run_id="20260302T000000Z-test"), timeout_s=300) == 0
+    num_carried = spoiled_data_files(faulty_s3) - num_read
+    assert num_carried > 0
+    faulty_s3.restart()
+    assert rows_of(output) == expected  # rows of the first run, carried by the second
+    table.add("S1", "20 % of GETs SlowDown, 5 % SlowDown inside 200, 5 % reset mid-body, through Arrow",
+              f"a report of {num_files} files, plain process",
+              f"read_report and the next run's comparison end well; {num_read} and {num_carried} of their reads of "
+              "data files were spoiled and repeated")  # fmt: skip
+
+
+def rows_of(output):
+    """Uri, score and run of each row of the latest run, by uri."""
+    table = read_report(output).to_table(columns=["uri", "score", "run_id"])
+    return sorted(tuple(row.values()) for row in table.to_pylist())
+
+
+def spoiled_data_files(proxy):
+    """How many reads of Parquet data files it spoiled."""
+    return sum(fault is not None for request, fault in proxy.requests if "/data/" in request.path)
+
+
 # S2
 
 

@@ -7,12 +7,14 @@ compatible servers do (S3 directory buckets do not). Keys ending in `/` with 0 b
 
 Each attempt has 5 s to connect and 10 s without a byte; botocore's and s3fs's own retries are off, ours
 (`zsad.storage.retry`) decide by cause. How many requests are under way at once follows what the server says
-(`zsad.storage.concurrency`).
+(`zsad.storage.concurrency`). What Arrow reads (`S3Store.arrow_filesystem`) passes neither: it has a pool of its own, in
+which botocore and s3fs do retry.
 """
 
 import asyncio
 import hashlib
 import os
+import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +44,8 @@ ATTEMPT_TIMEOUT_S = 60.0
 KEYS_PER_PAGE = 1000
 POLICY = RetryPolicy()
 MAX_MD5_RETRIES = 2
+ARROW_ATTEMPTS = 6
+ARROW_READS = 3
 _LIMIT = AdaptiveLimit()
 _MD5 = re.compile("[0-9a-f]{32}")
 _BUCKETS_WITH_MD5: set[str] = set()
@@ -143,10 +147,10 @@ class S3Store(Store):
         return f"s3://{self.bucket}/{self.root}{key}"
 
     def arrow_filesystem(self) -> tuple[Any, str]:
-        """s3fs seen through Arrow; see `Store.arrow_filesystem`."""
+        """s3fs with retries of its own, seen through Arrow; see `Store.arrow_filesystem`."""
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-        return PyFileSystem(FSSpecHandler(_filesystem())), self.url.removeprefix("s3://")
+        return PyFileSystem(FSSpecHandler(_filesystem(is_for_arrow=True))), self.url.removeprefix("s3://")
 
     def _checked_uri(self, key: str) -> str:
         require_plain_key(key, self.url)
@@ -230,7 +234,8 @@ class S3Store(Store):
             raise StorageError(f"{uri}: {len(data):,} of {response['ContentLength']:,} bytes came", retryable=True)
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         code = s3_errors.hidden_error_code(data)
-        if code and found not in {etag, md5}:
+        # Stored objects come with an etag; an answer without one is no object, whatever the caller expects.
+        if code and (not found or found not in {etag, md5}):
             raise s3_errors.error_from_code(code, 200, "inside a success", uri, "read")
         require_etag(found, etag, uri)
         self._check_content(response, found, md5, uri, number)
@@ -265,30 +270,50 @@ async def _read_body(body: "StreamingBody") -> bytes:
     return data
 
 
-def _filesystem() -> "S3FileSystem":
+def _hidden_wait_s(response: tuple[Any, dict[str, Any]] | None, attempts: int, **_named: object) -> float | None:
+    """Seconds until botocore asks again when an answer hides an error document in HTTP 200; None for content.
+
+    Stored objects come with an etag. `attempts` counts from 1; after the last, Arrow meets a file that is none.
+    """
+    if response is None or attempts >= ARROW_ATTEMPTS:
+        return None
+    _, answer = response
+    if answer.get("ETag") or "Body" not in answer or "xml" not in answer.get("ContentType", ""):
+        return None
+    answer["Body"].close()
+    return POLICY.backoff_s(attempts, random.random())
+
+
+def _filesystem(*, is_for_arrow: bool = False) -> "S3FileSystem":
     """The connection pool of this process for the AWS variables as they are now."""
     variables = frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-    return _open_filesystem(os.getpid(), variables)
+    return _open_filesystem(os.getpid(), variables, is_for_arrow=is_for_arrow)
 
 
-@lru_cache(maxsize=4)
-def _open_filesystem(_pid: int, _variables: frozenset[tuple[str, str]]) -> "S3FileSystem":
-    """Open a pool; the process id in the cache's key makes a forked child open its own."""
+@lru_cache(maxsize=8)
+def _open_filesystem(_pid: int, _variables: frozenset[tuple[str, str]], *, is_for_arrow: bool) -> "S3FileSystem":
+    """Open a pool; the process id in the cache's key makes a forked child open its own.
+
+    Arrow's pool retries inside: botocore what the server refuses, s3fs also a body that breaks off. Not in botocore's
+    "adaptive" mode, which a few refusals bring down to one request in two seconds, too few to scan many files.
+    """
     import s3fs
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     session = AioSession()
     session.register(s3_pages.EVENT, s3_pages.take_entries)
+    if is_for_arrow:
+        session.register("needs-retry.s3.GetObject", _hidden_wait_s)
     filesystem = s3fs.S3FileSystem(
         session=session,
         config_kwargs={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
-            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "retries": {"total_max_attempts": ARROW_ATTEMPTS if is_for_arrow else 1, "mode": "standard"},
             "max_pool_connections": 32,
         },
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-    filesystem.retries = 1
+    filesystem.retries = ARROW_READS if is_for_arrow else 1
     return filesystem

@@ -107,11 +107,12 @@ def test_slow_down_is_retried_and_counted(script, store):
     assert script.requests == [("GET", "/bucket/root/x.png")] * 3
 
 
-def test_slow_down_inside_a_success_is_retried(script, store):
+@pytest.mark.parametrize("etag", ["e1", "", None], ids=["etag", "empty etag", "no etag"])
+def test_slow_down_inside_a_success_is_retried(script, store, etag):
     hidden = Answer(200, ERROR_XML.format("SlowDown").encode(), {"Content-Type": "application/xml"})
     script.answers = [hidden, content(b"pixels")]
     before = counters.snapshot()
-    assert store.get("x.png", max_bytes=1000, etag="e1") == b"pixels"
+    assert store.get("x.png", max_bytes=1000, etag=etag) == b"pixels"
     assert (counters.snapshot() - before).throttles == 1
 
 
@@ -120,6 +121,32 @@ def test_a_stored_error_document_is_returned_as_it_is(script, store):
     script.answers = [content(document, etag="e9")]
     assert store.get("x.xml", max_bytes=1000, etag="e9") == document
     assert len(script.requests) == 1
+
+
+def test_arrow_reads_through_refusals_and_cut_bodies(script, store):
+    script.answers = [
+        error(503, ""),
+        Answer(200, b"0123456789"),
+        Answer(200, b"0123456789"),
+        error(503, "SlowDown"),
+        error(200, "SlowDown"),
+        error(500, "InternalError"),
+        content(b"0123456789", cut=4),
+        content(b"0123456789"),
+    ]
+    filesystem, root = store.arrow_filesystem()
+    with filesystem.open_input_file(f"{root}/x.bin") as file:
+        assert file.read() == b"0123456789"
+    assert [method for method, _ in script.requests] == ["HEAD"] * 3 + ["GET"] * 5
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchKey")])
+def test_arrow_asks_once_for_what_can_not_be_read(script, store, status, code):
+    filesystem, root = store.arrow_filesystem()
+    script.answers = [Answer(200, b"0123456789"), Answer(200, b"0123456789"), error(status, code)]
+    with filesystem.open_input_file(f"{root}/x.bin") as file, pytest.raises(OSError, match=r".+"):
+        file.read()
+    assert [method for method, _ in script.requests] == ["HEAD", "HEAD", "GET"]
 
 
 def test_a_cut_body_is_retried_never_returned(script, store):
