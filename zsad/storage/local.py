@@ -2,8 +2,9 @@
 
 Rules of the walk: regular files only, in UTF-8 byte order of their keys. A symbolic link to a file inside the root
 counts as a file; links that lead out of the root and links to folders are skipped with a warning, so that nothing is
-listed twice or from elsewhere. A file name that is not UTF-8 is listed with its bytes escaped; reading it
-gives MISSING, so that the file still ends as one row that names it.
+listed twice or from elsewhere. A name of a file or folder that is not UTF-8 is listed with its bytes escaped; reading
+that gives MISSING, so that each such file still ends as one row that names it. Times that no `datetime` can hold (before
+the year 1, after 9999) are listed as the nearest that it can.
 """
 
 import errno
@@ -13,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,10 @@ from zsad.storage.base import ObjectInfo, Store, require_etag, require_plain_key
 
 _TEMPORARY = ".zsad-tmp-"
 _LOG = logging.getLogger(__name__)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class LocalStore(Store):
         with _typed_errors(self.url, "list"):
             if not root.is_dir():
                 raise StorageError(f"no folder {self.url}; check the path", code=ErrorCode.MISSING)
-        return _walk(root, "", prefix, after.encode())
+        return _walk(root, str(root), "", prefix, after.encode())
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
         """Yield sub-folder names; see `Store.list_folders`."""
@@ -115,24 +120,25 @@ class LocalStore(Store):
         return path
 
 
-def _walk(root: Path, folder: str, prefix: str, after: bytes) -> Iterator[ObjectInfo]:
-    """Yield the files under `root/folder` ("" or ending in "/") whose key is wanted, in byte order.
+def _walk(root: Path, path: str, folder: str, prefix: str, after: bytes) -> Iterator[ObjectInfo]:
+    """Yield the files of the folder at `path` whose key is wanted, in byte order.
 
+    `folder` is what their keys start with, "" or ending in "/"; its bytes are not the path's where a name is not UTF-8.
     One folder's names are held as bytes, about 70 each, so that a million files in one folder are 70 MB.
     """
-    with _typed_errors(str(root / folder), "list"), os.scandir(root / folder) as entries:
+    with _typed_errors(path, "list"), os.scandir(path) as entries:
         # A folder sorts as its name plus "/", which is how its files compare with their neighbours.
         found = [os.fsencode(entry.name) + b"/" * entry.is_dir() for entry in entries]
     found.sort(key=None if all(name.isascii() for name in found) else _key_bytes)
     for name in found:
         key = folder + name.decode("utf-8", "backslashreplace")
-        path = os.path.join(root, folder, os.fsdecode(name))  # noqa: PTH118 - a Path for each of millions is slow
+        below = os.path.join(path, os.fsdecode(name))  # noqa: PTH118 - a Path for each of millions is slow
         if name.endswith(b"/"):
-            if Path(path).is_symlink():
-                _LOG.warning("skipped the link to a folder %s: links to folders are not followed", path.rstrip("/"))
+            if Path(below).is_symlink():
+                _LOG.warning("skipped the link to a folder %s: links to folders are not followed", _shown(below[:-1]))
             elif (key.startswith(prefix) or prefix.startswith(key)) and not _is_before(key, after):
-                yield from _walk(root, folder + os.fsdecode(name), prefix, after)
-        elif key.startswith(prefix) and key.encode() > after and (info := _file_info(root, path, key)) is not None:
+                yield from _walk(root, below[:-1], key, prefix, after)
+        elif key.startswith(prefix) and key.encode() > after and (info := _file_info(root, below, key)) is not None:
             yield info
 
 
@@ -155,7 +161,7 @@ def _file_info(root: Path, path: str, key: str) -> ObjectInfo | None:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
                 if not Path(path).resolve().is_relative_to(root):
-                    _LOG.warning("skipped the link %s: it leads out of %s", path, root)
+                    _LOG.warning("skipped the link %s: it leads out of %s", _shown(path), root)
                     return None
                 status = os.stat(path)  # noqa: PTH116 - as above
         except FileNotFoundError:  # deleted since its folder was read, or a link to nothing
@@ -167,8 +173,13 @@ def _file_info(root: Path, path: str, key: str) -> ObjectInfo | None:
         uri=f"{str(root).rstrip('/')}/{key}",
         size_bytes=status.st_size,
         etag=_etag(status),
-        last_modified=datetime.fromtimestamp(status.st_mtime_ns // 1000 / 1e6, UTC),
+        last_modified=_EPOCH + min(max(status.st_mtime_ns // 1000, _FIRST_US), _LAST_US) * _MICROSECOND,
     )
+
+
+def _shown(path: str) -> str:
+    """A path as messages give it, always valid text: what of it is not UTF-8 is escaped."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _etag(status: os.stat_result) -> str:
@@ -217,7 +228,7 @@ def _typed_errors(path: str, action: str) -> Iterator[None]:
     except OSError as error:
         number = error.errno or 0
         reason = _ADVICE.get(number, error.strerror or str(error))
-        message = f"can't {action} {path}: {reason}"
+        message = f"can't {action} {_shown(path)}: {reason}"
         if number in _FORBIDDEN:
             raise StorageError(f"{message}; check the permissions", code=ErrorCode.FORBIDDEN) from error
         if number in _MISSING:

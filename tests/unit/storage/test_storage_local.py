@@ -2,9 +2,11 @@
 
 import errno
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,6 +76,44 @@ def test_a_name_that_is_not_utf8_is_listed_and_missing(store):
     with pytest.raises(StorageError) as caught:
         store.get(odd.key, max_bytes=10)
     assert caught.value.code == ErrorCode.MISSING
+
+
+def test_a_folder_that_is_not_utf8_is_listed_and_its_files_are_missing(store):
+    write(store, "a/x", "ü/x")
+    folder = Path(store.url, os.fsdecode(b"b\xff"), "ü")
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(b"1")
+    (folder / os.fsdecode(b"2\xfe.png")).write_bytes(b"22")
+    keys = [r"a/x", r"b\xff/ü/1.png", r"b\xff/ü/2\xfe.png", r"ü/x"]
+    listed = list(store.list())
+    assert [info.key for info in listed] == keys
+    assert [info.uri for info in listed] == [store.uri(key) for key in keys]
+    assert [info.size_bytes for info in listed] == [3, 1, 2, 4]
+    for number, key in enumerate(keys):
+        assert [info.key for info in store.list(after=key)] == keys[number + 1 :]
+    assert [info.key for info in store.list("b\\xff/")] == keys[1:3]
+    with pytest.raises(StorageError) as caught:
+        store.get(keys[1], max_bytes=10)
+    assert caught.value.code == ErrorCode.MISSING
+
+
+@pytest.mark.parametrize(
+    ("year_s", "expected"),
+    [
+        (253_402_300_800, datetime.max.replace(tzinfo=UTC)),  # 10000-01-01
+        (2**62, datetime.max.replace(tzinfo=UTC)),
+        (-62_135_596_801, datetime.min.replace(tzinfo=UTC)),  # a second before year 1
+        (-1, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)),
+    ],
+)
+def test_times_beyond_the_calendar_are_listed_as_its_ends(store, monkeypatch, year_s, expected):
+    """Not every file system keeps such a time, so the status is made up."""
+    write(store, "x.png")
+    status = SimpleNamespace(st_mode=stat.S_IFREG, st_size=5, st_mtime_ns=year_s * 10**9)
+    monkeypatch.setattr(os, "lstat", lambda path: status)
+    (info,) = store.list()
+    assert info.last_modified == expected
+    assert info.etag == f"{year_s * 10**9:x}-5"
 
 
 def test_a_listing_can_begin_behind_any_key(store):
