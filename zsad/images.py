@@ -9,7 +9,7 @@ only formats of the allow-list are tried; size and shape are checked from the he
 | text, HTML, a format off the list (GIF, EPS, ...), 1 byte | `unknown_format` |
 | more than `max_bytes` bytes | `too_many_bytes` |
 | more than `max_pixels` pixels; a side below `min_side_px` px | `too_many_pixels`; `too_small` |
-| the data ends early, or a JPEG without its end mark (zeros instead) | `truncated`; no part of the image is used |
+| the data ends early; a JPEG has no end mark behind its pixels (but zeros) | `truncated`; no part of it is used |
 | broken data, 32-bit integer or float pixels | `decode` |
 | EXIF orientation | applied; width and height are those after it |
 | transparency (RGBA, LA, palette with transparent colours) | composited on white |
@@ -48,6 +48,8 @@ _DECODER_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, MemoryError,
     NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
+_JPEG_FORMATS = frozenset({"JPEG", "MPO"})
+_MARKERS_ALONE = frozenset({0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})  # no length follows; as Pillow has it
 _MAGIC = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -252,8 +254,27 @@ def _check_header(image: Image.Image, limits: DecodeLimits) -> None:
 
 def _check_complete(data: bytes, image_format: str | None) -> None:
     """Refuse what Pillow would decode although its end is missing."""
-    if image_format == "JPEG" and b"\xff\xd9" not in data:
+    if image_format in _JPEG_FORMATS and data.find(b"\xff\xd9", _scan_start(data)) < 0:
         raise ImageError(ErrorCode.TRUNCATED, "the JPEG has no end mark: its upload or copy was cut off")
+
+
+def _scan_start(data: bytes) -> int:
+    """Where the pixels of a JPEG begin: an embedded preview lies in a segment before them, with an end mark of its own.
+
+    Segments are found as Pillow finds them, which has opened the file: junk between them is skipped.
+    """
+    place = 2
+    while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif marker in _MARKERS_ALONE:
+            place += 2
+        elif marker == 0xDA:
+            return place
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return len(data)
 
 
 def _to_rgb(image: Image.Image, backdrop: str) -> RgbImage:

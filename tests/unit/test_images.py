@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import struct
 import time
 
 import numpy as np
@@ -44,6 +45,25 @@ def zeroed(data):
     return half(data) + bytes(len(data) - len(data) // 2)
 
 
+def cut(data):
+    """The end of a JPEG's pixels replaced by zeros, as an upload that broke off into a file of full length."""
+    return data[:-500] + bytes(500)
+
+
+def with_thumbnail(data):
+    """A JPEG with a smaller one in its EXIF data, as cameras write them."""
+    thumbnail = encode(noise(16, 16), "JPEG")
+    entries = [(0x0201, 14 + 2 + 2 * 12 + 4), (0x0202, len(thumbnail))]  # where it lies and its length, bytes
+    exif = b"Exif\0\0II*\0" + struct.pack("<LHLH", 8, 0, 14, len(entries))
+    exif += b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in entries) + bytes(4) + thumbnail
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
+def stereo():
+    """Two pictures in one file (MPO), as phones and stereo cameras write them."""
+    return encode(gradient(), "MPO", save_all=True, append_images=[noise()])
+
+
 BAD = {
     "empty": (b"", ErrorCode.EMPTY),
     "one byte": (b"\xff", ErrorCode.UNKNOWN_FORMAT),
@@ -57,6 +77,12 @@ BAD = {
     "half tiff": (half(encode(noise(), "TIFF")), ErrorCode.TRUNCATED),
     "half webp": (half(encode(noise(), "WEBP")), ErrorCode.TRUNCATED),
     "jpeg then zeros": (zeroed(encode(noise(), "JPEG")), ErrorCode.TRUNCATED),
+    "jpeg with a thumbnail, then zeros": (cut(with_thumbnail(encode(noise(), "JPEG"))), ErrorCode.TRUNCATED),
+    "progressive jpeg with a thumbnail, then zeros": (
+        cut(with_thumbnail(encode(noise(), "JPEG", progressive=True))),
+        ErrorCode.TRUNCATED,
+    ),
+    "mpo then zeros": (stereo()[: stereo().index(b"\xff\xd9")] + bytes(5000), ErrorCode.TRUNCATED),
     "png then zeros": (zeroed(encode(noise(), "PNG")), ErrorCode.DECODE),
     "png magic then zeros": (b"\x89PNG\r\n\x1a\n" + bytes(100), ErrorCode.DECODE),
     "1x1": (encode(noise(1, 1), "PNG"), ErrorCode.TOO_SMALL),
@@ -102,6 +128,28 @@ def test_lossless_formats_keep_every_pixel(file_format):
     found = decode_image(encode(noise(), file_format), LIMITS)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, np.asarray(noise()))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_thumbnail_changes_no_pixel_of_a_whole_jpeg(progressive):
+    data = encode(noise(), "JPEG", progressive=progressive)
+    assert with_thumbnail(data).count(b"\xff\xd9") == 2
+    np.testing.assert_array_equal(decode_image(with_thumbnail(data), LIMITS), decode_image(data, LIMITS))
+
+
+def test_the_first_picture_of_an_mpo_is_used():
+    found = decode_image(stereo(), LIMITS)
+    assert Image.open(io.BytesIO(stereo())).format == "MPO"
+    np.testing.assert_array_equal(found, decode_image(encode(gradient(), "JPEG"), LIMITS))
+
+
+def test_padding_between_the_segments_of_a_jpeg_is_passed_over():
+    data = encode(noise(), "JPEG")
+    padded = data[:2] + b"\xff\xff\xff\0\0" + with_thumbnail(data)[2:]
+    np.testing.assert_array_equal(decode_image(padded, LIMITS), decode_image(data, LIMITS))
+    with pytest.raises(ImageError) as caught:
+        decode_image(cut(padded), LIMITS)
+    assert caught.value.code == ErrorCode.TRUNCATED
 
 
 def test_only_listed_formats_are_tried():
