@@ -1,9 +1,10 @@
 """Decode images in a child process, which can be killed: a C decoder that hangs can't be interrupted in its own.
 
-`DecodeChild` owns one child and replaces it after a timeout or a crash, so that such an image costs one row. The child
-imports Pillow and numpy only, starts with almost no environment (no keys, no tokens), may use `MEMORY_BYTES` of
-address space and can't write files above 1 MiB. It ends when its input closes, that is with its parent; if it hangs
-just then, its own alarm ends it.
+`DecodeChild` owns one child and replaces it after a timeout or a crash, so that such an image costs one row. A child
+that ended may have been killed by others for want of memory, so its image is tried once more in a new one; a child that
+hung is not asked twice. The child imports Pillow and numpy only, starts with almost no environment (no keys or tokens),
+may use `MEMORY_BYTES` of address space and can't write files above 1 MiB. It ends when its input closes, that is with
+its parent; if it hangs just then, its own alarm ends it.
 
 Frames on both pipes: 4 bytes (big-endian) header length, a JSON header, then the bytes whose number the header gives.
 Measured with a 512 x 512 JPEG of 49 kB to 224 px on one of two shared cores: 5.7 ms an image through the child, 4.5 ms
@@ -70,39 +71,56 @@ class DecodeChild:
 
         Args:
             data: the object's whole content.
-            limits: `timeout_s` bounds the whole call, from sending the bytes to receiving the pixels.
+            limits: `timeout_s` bounds a try, from sending the bytes to receiving the pixels; there are two at most.
             preprocess: the model's input size.
 
         Raises:
-            ImageError: what `zsad.images.decode_image` raises; DECODE_TIMEOUT; DECODE when the child died.
+            ImageError: what `zsad.images.decode_image` raises; DECODE_TIMEOUT; DECODE when two children died of it.
             ZsadError: the child could not start at all, which is no image's fault.
         """
         if len(data) > limits.max_bytes:
             raise ImageError(
                 ErrorCode.TOO_MANY_BYTES, f"{len(data):,} bytes; the limit is {limits.max_bytes:,} (max_bytes)"
             )
-        process = self._started()
         header = {"limits": asdict(limits), "preprocess": preprocess.to_dict(), "num_bytes": len(data)}
-        deadline_s = time.monotonic() + limits.timeout_s
+        size = preprocess.size
         try:
-            _send(process, _frame(header) + data, deadline_s)
-            answer, pixels = _receive(process, deadline_s, preprocess.size**2 * 3)
+            answer, pixels = self._exchanged(_frame(header) + data, limits.timeout_s, size**2 * 3)
+        except EOFError as error:
+            raise ImageError(ErrorCode.DECODE, f"two decoding processes died of it, the second with {error}") from error
+        if "error_code" in answer:
+            raise ImageError(ErrorCode(answer["error_code"]), answer["message"])
+        array = np.frombuffer(pixels, np.uint8).reshape((size, size, 3))
+        return Decoded(pixels=array, width=answer["width"], height=answer["height"])
+
+    def _exchanged(self, message: bytes, timeout_s: float, max_bytes: int) -> tuple[dict[str, Any], bytes]:
+        """Send a request and receive its answer; a second child gets it when the first one dies.
+
+        Raises:
+            ImageError: DECODE_TIMEOUT, at once: a hang is the image's.
+            EOFError: the second child died, too.
+        """
+        try:
+            return self._tried(message, timeout_s, max_bytes)
+        except EOFError:  # its own crash, or killed from outside: a second one tells
+            return self._tried(message, timeout_s, max_bytes)
+
+    def _tried(self, message: bytes, timeout_s: float, max_bytes: int) -> tuple[dict[str, Any], bytes]:
+        process = self._started()
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            _send(process, message, deadline_s)
+            return _receive(process, deadline_s, max_bytes)
         except TimeoutError as error:
             self.close()
             raise ImageError(
-                ErrorCode.DECODE_TIMEOUT, f"decoding took longer than {limits.timeout_s:g} s (timeout_s)"
+                ErrorCode.DECODE_TIMEOUT, f"decoding took longer than {timeout_s:g} s (timeout_s)"
             ) from error
         except (EOFError, BrokenPipeError) as error:
-            status = self.close()
-            raise ImageError(ErrorCode.DECODE, f"the decoding process died (status {status})") from error
+            raise EOFError(f"status {self.close()}") from error
         except BaseException:
             self.close()  # an interrupted exchange leaves the pipes out of step
             raise
-        if "error_code" in answer:
-            raise ImageError(ErrorCode(answer["error_code"]), answer["message"])
-        shape = (preprocess.size, preprocess.size, 3)
-        array = np.frombuffer(pixels, np.uint8).reshape(shape)
-        return Decoded(pixels=array, width=answer["width"], height=answer["height"])
 
     def close(self) -> int | None:
         """Kill the child; a later `decode` starts another. Returns its exit status, negative for a signal."""

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,11 @@ def decode(data, limits):
         os.abort()
     if data.startswith(b"memory"):
         bytearray(5 * 2**30)
+    if data.startswith(b"once") and not os.path.exists(data[4:].split(b"|")[0]):
+        open(data[4:].split(b"|")[0], "xb").close()
+        os.kill(os.getpid(), 9)  # as the kernel does when memory is short
+    if data.startswith(b"once"):
+        data = data.partition(b"|")[2]
     if data.startswith(b"print"):
         print("x" * 100_000, flush=True)
         data = data[5:]
@@ -112,10 +118,20 @@ def test_a_hang_is_a_timeout_and_the_child_is_replaced(saboteur):
 
 
 def test_a_crash_costs_one_image(saboteur):
-    with pytest.raises(ImageError, match="died") as caught:
+    with pytest.raises(ImageError, match=f"two decoding processes died .* status -{signal.SIGABRT:d}") as caught:
         saboteur.decode(b"crash", LIMITS, PREPROCESS)
     assert caught.value.code == ErrorCode.DECODE
     assert saboteur.decode(jpeg(), LIMITS, PREPROCESS).width == 64
+
+
+def test_an_image_whose_child_is_killed_once_is_decoded_by_the_next(saboteur, tmp_path):
+    saboteur.decode(jpeg(), LIMITS, PREPROCESS)
+    first = saboteur._process.pid
+    mark = tmp_path / "killed"
+    found = saboteur.decode(b"once%s|" % str(mark).encode() + jpeg(), LIMITS, PREPROCESS)
+    assert mark.exists()
+    assert saboteur._process.pid != first
+    np.testing.assert_array_equal(found.pixels, PREPROCESS.apply(decode_image(jpeg(), LIMITS)))
 
 
 def test_memory_is_capped(saboteur):
