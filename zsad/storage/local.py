@@ -3,8 +3,8 @@
 Rules of the walk: regular files only, in UTF-8 byte order of their keys. A symbolic link to a file inside the root
 counts as a file; links that lead out of the root and links to folders are skipped with a warning, so that nothing is
 listed twice or from elsewhere. A name of a file or folder that is not UTF-8 is listed with its bytes escaped; reading
-that gives MISSING, so that each such file still ends as one row that names it. Times that no `datetime` can hold (before
-the year 1, after 9999) are listed as the nearest that it can.
+that gives MISSING, so that each such file still ends as one row that names it. Times that no `datetime` can hold, as
+those after the year 9999, are listed as the nearest that it can.
 """
 
 import errno
