@@ -33,4 +33,4 @@ def demo(config: DemoConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(DemoConfig, demo))
+    sys.exit(run_job(DemoConfig, demo, goes_on=False))

@@ -17,4 +17,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(EvaluateConfig, main))
+    sys.exit(run_job(EvaluateConfig, main, goes_on=False))

@@ -20,33 +20,54 @@ from zsad.visible import visible
 T = TypeVar("T")
 log = logging.getLogger("zsad")
 INTERRUPTED = 130
-INTERRUPTED_MESSAGE = "interrupted; the same command goes on where it stopped"
 
 
-def run_job(config_class: type[T], job: Callable[[T], None], arguments: Sequence[str] | None = None) -> int:
+def run_job(
+    config_class: type[T], job: Callable[[T], None], arguments: Sequence[str] | None = None, *, goes_on: bool = True
+) -> int:
     """Parse, run, and turn the outcome into an exit code.
 
     Args:
         config_class: a frozen dataclass; its docstring is the help text.
         job: does the work.
         arguments: command line without the program; None: the process's own.
+        goes_on: whether another call goes on with what an interrupted one has done.
 
     Returns:
         0, or the exit code of docs and README.
     """
+    config = None
     try:
         configure_logging()
-        job(parse(config_class, sys.argv[1:] if arguments is None else arguments))
+        config = parse(config_class, sys.argv[1:] if arguments is None else arguments)
+        job(config)
     except KeyboardInterrupt:
-        return _failed(INTERRUPTED, INTERRUPTED_MESSAGE)
+        return _failed(INTERRUPTED, interrupted(config, goes_on=goes_on))
     except ZsadError as error:
         return _failed(error.exit_code, str(error))
     except Exception as error:
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):  # Ctrl-C inside a class body, say
-            return _failed(INTERRUPTED, INTERRUPTED_MESSAGE)
+            return _failed(INTERRUPTED, interrupted(config, goes_on=goes_on))
         log.exception("unexpected error; please report it with the lines above")
         return _failed(1, "unexpected error")
     return 0
+
+
+def interrupted(config: Any, *, goes_on: bool = True) -> str:
+    """The last line of a job that was interrupted: which call does the rest.
+
+    Args:
+        config: of the job; None: it was not parsed yet.
+        goes_on: see `run_job`.
+    """
+    if not goes_on:
+        return "interrupted; the same command starts from the beginning"
+    restart, resume = (getattr(config, name, None) for name in ("restart", "resume"))
+    if resume is False:  # the job has the option, and it was not given
+        how = " with --resume in place of --restart" if restart else " with --resume"
+    else:
+        how = " without --restart" if restart else ""
+    return f"interrupted; the same command{how} goes on where it stopped"
 
 
 def parse(config_class: type[T], arguments: Sequence[str]) -> T:

@@ -191,3 +191,48 @@ def test_an_interrupt_that_python_wrapped_is_still_130():
             raise RuntimeError("Error calling __set_name__") from error
 
     assert run_job(Config, job, []) == 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restartable:
+    """A job that goes on by itself.
+
+    Attributes:
+        restart: start anew.
+    """
+
+    restart: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable(Restartable):
+    """A job that must be told to go on.
+
+    Attributes:
+        resume: go on.
+    """
+
+    resume: bool = False
+
+
+@pytest.mark.parametrize(
+    ("config_class", "flags", "said"),
+    [
+        (Config, [], "the same command goes on where it stopped"),
+        (Restartable, ["--restart"], "the same command without --restart goes on where it stopped"),
+        (Resumable, [], "the same command with --resume goes on where it stopped"),
+        (Resumable, ["--restart"], "the same command with --resume in place of --restart goes on where it stopped"),
+        (Resumable, ["--resume"], "the same command goes on where it stopped"),
+    ],
+)
+def test_an_interrupted_job_says_which_call_goes_on(caplog, config_class, flags, said):
+    def job(_config):
+        raise KeyboardInterrupt
+
+    with caplog.at_level(logging.INFO, "zsad"):
+        assert run_job(config_class, job, flags) == 130
+        assert run_job(config_class, job, flags, goes_on=False) == 130
+    assert [record.getMessage() for record in caplog.records] == [
+        f"exit 130: interrupted; {said}",
+        "exit 130: interrupted; the same command starts from the beginning",
+    ]
