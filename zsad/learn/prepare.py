@@ -1,7 +1,8 @@
 """From a training's settings to rows: the images there are, their pixels and masks, and what is stored of them.
 
 Listing and drawing give the same table, so everything behind it is the same for both. An anomalous image without a mask
-can't be learned from and becomes a row with an error, as does one whose mask is broken (`zsad.evaluation.truth`).
+can't be learned from and becomes a row with an error, as does one whose mask is broken (`zsad.evaluation.truth`); where
+the list itself shows more of the former than may be, `check_masks` refuses it.
 
 Legend: S side px.
 """
@@ -18,7 +19,7 @@ import pyarrow as pa
 from zsad.datasets.labelled import GOOD, LabelledImage
 from zsad.datasets.synthetic import SyntheticConfig, generate
 from zsad.decode_child import DecodeChild
-from zsad.errors import ConfigError
+from zsad.errors import ConfigError, TooManyBadImages
 from zsad.evaluation.truth import MASK, TRUTH_SCHEMA, decode_truth, decoded_schema, pack, truth_table, unpack
 from zsad.images import Preprocess
 from zsad.learn.examples import Form
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _SHARD_ROWS = 32
 _SHARD_BYTES = 64 * 2**20  # of pixels; Ray Data cuts blocks of more than twice as many
 DRAWN_SEED = 30_000
-"""Added to a training's seed: no other use of drawn images has seeds from here on."""
+"""Added to a training's seed: nothing else in zsad draws images with seeds from here on."""
 
 
 def shard_rows(size: int) -> int:
@@ -74,6 +75,21 @@ def chosen_images(config: TrainConfig, split: str | None = None) -> list[Labelle
                 f"--products {wanted}: {config.dataset} has no such product in split {config.used_split}; {hint}"
             )
     return [image for image in images if image.product in config.products]
+
+
+def check_masks(config: TrainConfig, listed: pa.Table) -> None:
+    """Refuse a list whose anomalous images have too few masks, before an image is decoded.
+
+    Raises:
+        TooManyBadImages: naming some, if more than `max_error_share` of all images are such.
+    """
+    rows = listed.select(["uri", "label", "mask"]).to_pylist()
+    bare = [row["uri"] for row in rows if row["label"] and row["mask"] is None]
+    if config.dataset != SYNTHETIC and len(bare) > config.max_error_share * len(rows):
+        raise TooManyBadImages(
+            f"{len(bare):,} of {len(rows):,} images are anomalous but have no mask, and {config.method} learns from "
+            f"masks; the limit is {config.max_error_share:.1%} (--max-error-share): {', '.join(bare[:3])}"
+        )
 
 
 def defect_types(config: TrainConfig, listed: pa.Table) -> set[str]:

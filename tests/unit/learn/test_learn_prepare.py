@@ -6,10 +6,20 @@ from PIL import Image
 from training_rows import recipe_for
 
 from zsad.decode_child import DecodeChild
-from zsad.errors import ConfigError
+from zsad.errors import ConfigError, TooManyBadImages
 from zsad.evaluation.truth import MASK
 from zsad.images import Preprocess
-from zsad.learn.prepare import data_sha256, decode_rows, defect_types, list_images, rows_of, shard_rows
+from zsad.learn.prepare import (
+    DRAWN_SEED,
+    check_masks,
+    data_sha256,
+    decode_rows,
+    defect_types,
+    list_images,
+    rows_of,
+    shard_rows,
+)
+from zsad.prompts import clip_scores
 from zsad.train_config import TrainConfig
 
 PREPROCESS = Preprocess(size=32)
@@ -87,3 +97,16 @@ def test_types_and_hash_of_the_data(folder, tmp_path):
 def test_shards_of_large_images_hold_fewer():
     """64 MiB of pixels at most: 2^26 / (3 * 1024^2) = 21.3 images of 1,024 px."""
     assert [shard_rows(size) for size in (224, 518, 1024, 4096)] == [32, 32, 21, 1]
+
+
+def test_a_list_with_too_few_masks_is_refused_before_anything_is_decoded(folder):
+    """One of five images; the one whose mask is merely not there is found when it is read."""
+    settings = config(folder)
+    with pytest.raises(TooManyBadImages, match=r"1 of 5 images are anomalous but have no mask.*nut/test/dent/b\.png"):
+        check_masks(settings, list_images(settings))
+    check_masks(config(folder, max_error_share=0.2), list_images(settings))
+    check_masks(config(folder, products=("bolt",)), list_images(config(folder, products=("bolt",))))
+
+
+def test_phrases_are_not_judged_by_scenes_that_a_training_draws():
+    assert clip_scores._DRAWN_SEED < DRAWN_SEED
