@@ -1,6 +1,6 @@
 """What a training of prompts is asked to do: one checked dataclass for command line, TOML files and Python alike."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from zsad.datasets.reference import Dataset, parse_dataset
@@ -13,8 +13,32 @@ PRODUCT = "{product}"
 WORK = "_training"
 Method = Literal["faprompt", "dapo", "promptad"]
 _EPOCHS = {"faprompt": 7, "dapo": 5, "promptad": 100}
-_FREE = ("output", "work", "num_workers", "min_workers", "use_gpu", "resume", "restart", "dry_run", "max_restarts")
+_FREE = (
+    "output",
+    "work",
+    "num_workers",
+    "min_workers",
+    "use_gpu",
+    "await_gpus",
+    "resume",
+    "restart",
+    "dry_run",
+    "max_restarts",
+    "max_error_share",
+)
 """Fields that do not change what is learned, and may differ when a training goes on."""
+_NOT_OF_PROMPTAD = (
+    "images",
+    "batch_size",
+    "overlap_weight",
+    "cache",
+    "checkpointing",
+    "validation",
+    "keep",
+    "calibration_images",
+    "min_workers",
+    "max_restarts",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +46,8 @@ class TrainConfig:
     """Learn prompts and write detector bundles that score_bucket, evaluate and load_detector take.
 
     faprompt and dapo learn from images with masks of any products and give one bundle at --output. promptad learns from
-    --shots normal images a product and gives one bundle a product at OUTPUT/PRODUCT/.
+    --shots normal images a product and gives one bundle a product at OUTPUT/PRODUCT/; it refuses options that only the
+    other two use.
 
     Attributes:
         method: faprompt, dapo or promptad.
@@ -36,24 +61,26 @@ class TrainConfig:
         shots: normal images a product that promptad learns from.
         object: word for the product in promptad's prompts; {product} is its name.
         epochs: passes over the data (promptad: steps); 0: 7, 5 and 100 as the methods are used.
-        batch_size: images of a step on all workers together.
+        batch_size: images of a step on all workers together (faprompt, dapo).
         learning_rate: 0: as published.
         overlap_weight: of faprompt's term that pushes its abnormal prompts apart.
         seed: of starts, orders, splits and drawn shots.
         size: side of the model's input in px; 0: the backbone's.
         cache: how faprompt keeps the image tower's features: fp32, fp16, or off (the tower runs at every step).
         checkpointing: dapo computes blocks twice to hold less memory.
-        validation: share of the images that is only looked at after each epoch.
-        keep: the epoch that is shipped: best on the validation images, or last.
+        validation: share of the images that is only looked at after each epoch (faprompt, dapo).
+        keep: the epoch that is shipped: best on the validation images, or last (faprompt, dapo).
         calibration_images: drawn normal images that set a bundle's thresholds (faprompt, dapo).
         num_workers: training processes.
-        min_workers: go on with this many when nodes leave, up to num_workers when they come; 0: always num_workers.
+        min_workers: go on with this many when nodes leave, up to num_workers when they come (faprompt, dapo); 0: always
+            num_workers.
         use_gpu: one GPU a worker.
+        await_gpus: wait for GPUs that the cluster does not have yet: its nodes start on demand.
         work: folder or s3:// prefix for cache and checkpoints that all nodes reach; empty: OUTPUT/_training.
         resume: go on with the training that was stopped here.
         restart: forget what is there and start anew.
         dry_run: say what would be done, and check the arguments.
-        max_restarts: how often lost workers are replaced.
+        max_restarts: how often lost workers are replaced (faprompt, dapo).
         max_error_share: give up when more than this share of images (promptad: products) can't be used.
         decode: limits on untrusted images.
     """
@@ -82,6 +109,7 @@ class TrainConfig:
     num_workers: int = 1
     min_workers: int = 0
     use_gpu: bool = False
+    await_gpus: bool = False
     work: str = ""
     resume: bool = False
     restart: bool = False
@@ -110,8 +138,34 @@ class TrainConfig:
             raise ConfigError("--resume goes on and --restart starts anew: give one of them")
         if not self.object.strip():
             raise ConfigError("--object is empty; give a word, or {product} for the folder's name")
+        if self.await_gpus and not self.use_gpu:
+            raise ConfigError("--await-gpus waits for GPUs that --use-gpu asks for; give both, or none")
+        self._check_method()
         self._check_dataset()
         open_store(self.output)
+
+    def _check_method(self) -> None:
+        defaults = {item.name: item.default for item in fields(self)}
+        for name in _NOT_OF_PROMPTAD if self.method == "promptad" else ():
+            if getattr(self, name) != defaults[name]:
+                raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: promptad makes no use of it; leave it out")
+
+    def check_gpus(self, num_gpus: int) -> None:
+        """Refuse to wait for GPUs for ever.
+
+        Args:
+            num_gpus: that the cluster has now.
+
+        Raises:
+            ConfigError: if there are fewer than the workers that the training starts with, and `await_gpus` is off.
+        """
+        needed = self.min_workers or self.num_workers
+        if self.use_gpu and not self.await_gpus and num_gpus < needed:
+            least = "--min-workers" if self.min_workers else "--num-workers"
+            raise ConfigError(
+                f"each worker asks for a GPU (--use-gpu) and there must be {needed} workers ({least}), the cluster has "
+                f"{num_gpus} GPUs; lower it, leave --use-gpu out, or, where nodes start on demand, give --await-gpus"
+            )
 
     def _check_dataset(self) -> None:
         if self.dataset == SYNTHETIC:

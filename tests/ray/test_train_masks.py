@@ -15,10 +15,14 @@ import torch
 from batch_runs import REPOSITORY
 from training_runs import SIDE_PX, config_for, learned_in, save, training_workers, write_backbone, write_labelled
 
+from zsad.backbone import load_backbone
 from zsad.detector import load_detector
+from zsad.distributed.train_board import Board, shown
 from zsad.distributed.train_prompts import train_prompts
-from zsad.errors import ConfigError, TooManyBadImages
+from zsad.errors import CommitConflict, ConfigError, TooManyBadImages
 from zsad.learn import checkpoints
+from zsad.learn.plan import make_plan
+from zsad.learn.prepare import list_images
 from zsad.storage import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -88,13 +92,50 @@ def test_going_on_with_other_settings_is_refused_by_name(places, one_worker):
         train_prompts(config_for(*places, one_worker, resume=True, learning_rate=0.5))
 
 
-def test_a_mask_of_another_size_is_named_and_gives_no_bundle(places, tmp_path):
+def test_a_mask_of_another_size_is_named_and_gives_no_bundle_until_it_is_mended(places, tmp_path):
     data = write_labelled(tmp_path / "data")
     mask = data / "bolt" / "ground_truth" / "scratch" / "03_mask.png"
+    whole = mask.read_bytes()
     save(mask, np.full((8, 8), 255, np.uint8))
+    config = config_for(places[0], data, tmp_path / "bundle", num_workers=2)
     with pytest.raises(TooManyBadImages, match=r"bolt/test/scratch/03\.png: mask .*03_mask\.png has 8 x 8 px"):
-        train_prompts(config_for(places[0], data, tmp_path / "bundle", num_workers=2))
+        train_prompts(config)
     assert not (tmp_path / "bundle" / "detector.json").exists()
+    mask.write_bytes(whole)
+    train_prompts(replace(config, resume=True))
+    assert (tmp_path / "bundle" / "detector.json").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(places, tmp_path, capsys):
+    """Two products of 11 images; two of the 22 are held out, so an epoch has ten steps of two."""
+    train_prompts(config_for(*places, tmp_path / "bundle", dry_run=True))
+    said = capsys.readouterr().out
+    assert "images              22" in said
+    assert "steps               20 in 2 epochs" in said
+    with pytest.raises(ConfigError, match="input size 33 px"):
+        train_prompts(config_for(*places, tmp_path / "bundle", dry_run=True, size=33))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_gpus_that_the_cluster_lacks_are_refused_before_anything_is_written(places, tmp_path):
+    with pytest.raises(ConfigError, match=r"there must be 2 workers .* the cluster has 0 GPUs"):
+        train_prompts(config_for(*places, tmp_path / "bundle", num_workers=2, use_gpu=True))
+    assert not (tmp_path / "bundle" / "_training").exists()
+
+
+def test_a_driver_whose_lease_is_taken_over_is_interrupted(places, tmp_path):
+    config = config_for(*places, tmp_path / "bundle")
+    backbone = load_backbone(config.backbone, "cpu")
+    plan, _ = make_plan(config, list_images(config), backbone)
+    began = time.monotonic()
+
+    def check():
+        if time.monotonic() - began > 1:
+            raise CommitConflict("lease 1 was taken over")
+
+    with pytest.raises(CommitConflict, match="taken over"), shown(Board.remote(), plan, check):
+        time.sleep(60)
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.full

@@ -5,11 +5,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from training_runs import PRODUCTS, config_for, write_backbone, write_labelled
+from training_runs import PRODUCTS, write_backbone, write_labelled
 
 from zsad.detector import load_detector
 from zsad.distributed.train_prompts import train_prompts
-from zsad.errors import TooManyBadImages
+from zsad.errors import ConfigError, TooManyBadImages
+from zsad.train_config import TrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -38,8 +39,10 @@ def fitted(local_ray, places, tmp_path_factory):
 
 
 def promptad(places, output, **changes):
+    backbone, data = places
     settings = {"method": "promptad", "shots": 2, "epochs": 3, "num_workers": 2, "max_error_share": 0.5}
-    return config_for(*places, output, **{**settings, **changes})
+    where = {"backbone": str(backbone), "dataset": f"mvtec:{data}", "output": str(output)}
+    return TrainConfig(**{**settings, **where, **changes})
 
 
 def test_every_product_has_a_bundle_of_its_own_with_its_page(fitted):
@@ -85,3 +88,49 @@ def test_more_broken_products_than_allowed_end_the_job_and_keep_the_others(place
     with pytest.raises(TooManyBadImages, match=r"1 of 2 products .*one_left"):
         train_prompts(promptad(places, tmp_path / "bundles", products=("bolt", "one_left"), max_error_share=0.1))
     assert (tmp_path / "bundles" / "bolt" / "detector.json").exists()
+
+
+def test_a_bundle_of_another_training_is_neither_written_over_nor_taken_for_a_fitted_product(places, tmp_path):
+    """The second training is as one that was killed before it came to its product: only its run.json is there."""
+    config = promptad(places, tmp_path / "bundles", products=("bolt",))
+    train_prompts(config)
+    bundle, work = tmp_path / "bundles" / "bolt" / "detector.json", tmp_path / "bundles" / "_training"
+    stored = bundle.read_bytes()
+    shutil.rmtree(work)
+    with pytest.raises(ConfigError, match=r"bundles/bolt holds a detector bundle already"):
+        train_prompts(config)
+    other = replace(config, seed=1)
+    work.mkdir(exist_ok=True)
+    (work / "run.json").write_text(json.dumps(other.identity()))
+    assert bundle.read_bytes() == stored
+    train_prompts(replace(other, resume=True))
+    assert json.loads(bundle.read_text())["provenance"]["seed"] == 1
+
+
+def test_starting_anew_leaves_no_old_bundle_of_a_product_that_breaks(places, tmp_path):
+    config = promptad(places, tmp_path / "bundles", products=("bolt", "one_left"))
+    stale = tmp_path / "bundles" / "one_left" / "detector.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    train_prompts(replace(config, restart=True))
+    assert not stale.exists()
+    assert (tmp_path / "bundles" / "bolt" / "detector.json").exists()
+
+
+def test_a_dry_run_names_products_with_too_few_images_and_writes_nothing(places, tmp_path, capsys):
+    """Eleven normal images of each product but for those left with two and none."""
+    train_prompts(promptad(places, tmp_path / "bundles", dry_run=True))
+    said = capsys.readouterr().out
+    assert "too few images      1 products: untrained (0)" in said
+    assert "normal images       24, of which 2 of each product are used" in said
+    assert "steps               6 a product" in said
+    assert "trainable numbers   768 a product" in said  # width 32 times (3 + 1) contexts of 4 and twice 4 of 1
+    with pytest.raises(ConfigError, match="input size 33 px"):
+        train_prompts(promptad(places, tmp_path / "bundles", dry_run=True, size=33))
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_gpus_that_the_cluster_lacks_are_refused_before_anything_is_written(places, tmp_path):
+    with pytest.raises(ConfigError, match="the cluster has 0 GPUs"):
+        train_prompts(promptad(places, tmp_path / "bundles", use_gpu=True))
+    assert not (tmp_path / "bundles" / "_training").exists()

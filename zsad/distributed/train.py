@@ -2,14 +2,18 @@
 
 Data-parallel, gloo on CPUs and NCCL on GPUs. A lost worker ends its group; another one, of as many workers as there are
 by then between `min_workers` and `num_workers`, goes on from the last checkpoint. Between those two numbers Ray Train
-also grows a group while it runs. An error of ours (no space left, a loss that is not finite, broken masks) ends the
-training at once: a new group would only meet it again. Ray Train's own retries can't tell the two apart, so they are
-off and the driver starts the next group.
+also grows a group while it runs. What a worker raised (no space left, a loss that is not finite, broken masks) ends the
+training at once: a new group would only meet it again (`train_failures`). Ray Train's own retries can't tell the two
+apart, so they are off and the driver starts the next group.
 
 The driver holds the list of images and shows progress; pixels, features and tensors never pass through it.
 """
 
 import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -22,15 +26,17 @@ import ray.train
 from zsad.backbone import load_backbone
 from zsad.distributed.cluster import Resources, connect
 from zsad.distributed.train_board import Board, shown
+from zsad.distributed.train_failures import loss, raised_by_worker
 from zsad.distributed.train_worker import IMAGES, blocks, decode_block, learn
-from zsad.errors import StorageError, ZsadError, causes
+from zsad.errors import ZsadError
 from zsad.learn import checkpoints
 from zsad.learn.checkpoints import State
 from zsad.learn.epochs import check_labels
 from zsad.learn.estimate import estimate
 from zsad.learn.page import put_page
-from zsad.learn.plan import RAY, Plan, begin, hold, make_plan, shard_tables
-from zsad.learn.prepare import list_images
+from zsad.learn.plan import RAY, Plan, begin, forget_broken, hold, make_plan, shard_tables, stored_shards
+from zsad.learn.prepare import check_masks, list_images
+from zsad.report.lease import Lease
 from zsad.train_config import SYNTHETIC, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -45,10 +51,11 @@ def train_from_masks(config: TrainConfig) -> State | None:
     Raises:
         ConfigError: for arguments or data that can't be used.
         CommitConflict: if another driver trains in the same work folder.
-        TooManyBadImages: above `max_error_share`; there is no bundle.
+        TooManyBadImages: above `max_error_share`; there is no bundle, and nothing was started where the list shows it.
         ModelError, StorageError: if a model or storage fails; there is no bundle.
     """
     listed = list_images(config)
+    check_masks(config, listed)
     if config.dataset != SYNTHETIC:
         check_labels(listed["label"].to_pylist())
     backbone = load_backbone(config.backbone, "cpu")
@@ -58,41 +65,59 @@ def train_from_masks(config: TrainConfig) -> State | None:
         return None
     config.output_store.check_writable()
     resources = connect()
-    with hold(config):
+    config.check_gpus(resources.num_gpus)
+    with hold(config) as lease:
         begin(config, {**config.identity(), "data_sha256": plan.data_sha256})
-        state = fit(plan, shard_tables(plan, listed), resources)
+        if again := forget_broken(plan):
+            log.info("%d shards hold images that could not be used and are made again", again)
+        state = fit(plan, shard_tables(plan, listed), resources, lease)
+        lease.check()
         put_page(config.output_store, config, state)
     log.info("bundle and training.html are in %s", config.output_store.url)
     return state
 
 
-def fit(plan: Plan, tables: list[pa.Table], resources: Resources) -> State:
+def fit(plan: Plan, tables: list[pa.Table], resources: Resources, lease: Lease) -> State:
     """Train until all epochs are done and the bundle is written, replacing lost workers.
 
     Raises:
+        CommitConflict: if another driver took the lease over.
         ZsadError: what a worker raised, or that too many were lost.
     """
     config = plan.config
     board = Board.remote()
     for attempt in range(config.max_restarts + 1):
+        is_last = attempt == config.max_restarts
         try:
-            with shown(board, plan):
+            with shown(board, plan, lease.check), _interruptible():
                 _trainer(plan, tables, resources, board).fit()
             break
         except ray.train.TrainingFailedError as error:
-            cause = own_cause(error)
-            if cause is not None:
-                raise cause from error
-            if attempt == config.max_restarts:
+            if raised := raised_by_worker(error, is_last=is_last):
+                raise raised from error
+            if is_last:
                 raise ZsadError(
                     f"workers were lost {attempt + 1} times (--max-restarts {config.max_restarts}); --resume goes on "
                     f"from the last checkpoint: {error}"
                 ) from error
-            log.warning("a worker was lost; going on from the last checkpoint with a new group")
+            log.warning("a new group goes on from the last checkpoint, for the last one was lost: %s", loss(error))
     state = checkpoints.newest(plan.checkpoints)
-    if state is None or state.epochs < config.num_epochs:  # Ray Train ends without an error when it is interrupted
+    if state is None or state.epochs < config.num_epochs:  # Ray Train may end without an error when it is interrupted
         raise KeyboardInterrupt
     return state
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Keep Ctrl-C what it is: Ray Train's own handler ends the process with 0, and stays when the training is over."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _trainer(plan: Plan, tables: list[pa.Table], resources: Resources, board: Any) -> Any:
@@ -132,8 +157,7 @@ def _run_config(plan: Plan) -> ray.train.RunConfig:
 
 def _images(plan: Plan, tables: list[pa.Table], resources: Resources) -> ray.data.Dataset | None:
     """The lazy pipeline from listed rows to pixels, of the shards that are not stored; None: all are."""
-    stored = _stored(plan)
-    missing = list(blocks(tables, stored))
+    missing = list(blocks(tables, stored_shards(plan)))
     if not missing:
         return None
     context = ray.data.DataContext.get_current()
@@ -146,15 +170,6 @@ def _images(plan: Plan, tables: list[pa.Table], resources: Resources) -> ray.dat
         batch_format="pyarrow",
         num_cpus=min(1.0, 0.5 * resources.num_cpus),
     )
-
-
-def _stored(plan: Plan) -> set[str]:
-    try:
-        return {info.key for info in plan.rows.list()}
-    except StorageError as error:
-        if error.code == "missing":  # nothing was written there yet
-            return set()
-        raise
 
 
 class WholeBlocks(ray.train.DataConfig):
@@ -170,17 +185,3 @@ class WholeBlocks(ray.train.DataConfig):
             for shards, split in zip(handed, splits, strict=True):
                 shards[name] = split
         return handed
-
-
-def own_cause(error: BaseException) -> ZsadError | None:
-    """The zsad error that a worker raised, if one did and trying again can't help.
-
-    Ray Train wraps what a worker raised, and it may do so twice.
-    """
-    failures = getattr(error, "worker_failures", {}).values()
-    inner = [getattr(failure, "_base_exc", failure) for failure in failures]
-    for wrapped in [error, *inner]:
-        for cause in causes(wrapped):
-            if isinstance(cause, ZsadError) and not getattr(cause, "retryable", False):
-                return cause
-    return None

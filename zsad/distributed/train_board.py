@@ -1,18 +1,24 @@
 """How far a training is: worker 0 tells a tiny actor, a thread of the driver shows it.
 
-A bar on a terminal, one log line every 30 s elsewhere; both with the loss terms of the latest step.
+A bar on a terminal, one log line every 30 s elsewhere; both with the loss terms of the latest step. Every second the
+thread also looks whether this driver still holds the lease of the work folder, for the driver waits inside Ray Train.
 """
 
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from _thread import interrupt_main
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 from tqdm import tqdm
+
+from zsad.errors import CommitConflict, StorageError
 
 if TYPE_CHECKING:
     from zsad.learn.plan import Plan
@@ -71,27 +77,55 @@ class Board:
 
 
 @contextmanager
-def shown(board: Any, plan: "Plan") -> Iterator[None]:
-    """Show the board while the body runs."""
+def shown(board: Any, plan: "Plan", check: Callable[[], None]) -> Iterator[None]:
+    """Show the board while the body runs, which is interrupted as by Ctrl-C once `check` finds a lost lease.
+
+    Args:
+        board: of the group.
+        plan: of the training.
+        check: `Lease.check`.
+
+    Raises:
+        CommitConflict: another driver took over.
+    """
     over = threading.Event()
-    thread = threading.Thread(target=_show, args=(board, plan, over), daemon=True)
+    lost: list[CommitConflict] = []
+    thread = threading.Thread(target=_show, args=(board, plan, partial(_find_lost, check, lost), over), daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+        if lost:
+            raise lost[0]
 
 
-def _show(board: Any, plan: "Plan", over: threading.Event) -> None:
+def _find_lost(check: Callable[[], None], lost: list[CommitConflict]) -> bool:
+    try:
+        check()
+    except CommitConflict as error:
+        lost.append(error)
+    except StorageError as error:  # who took over meanwhile is found as soon as storage answers
+        log.debug("the lease can't be looked at: %s", error)
+    return bool(lost)
+
+
+def _show(board: Any, plan: "Plan", is_lost: Callable[[], bool], over: threading.Event) -> None:
     is_terminal = sys.stderr.isatty()
-    last = ""
+    last, logged = "", time.monotonic()
     with tqdm(total=plan.config.num_epochs, unit="epoch", disable=not is_terminal) as bar:
-        while not over.wait(1.0 if is_terminal else LOG_EVERY_S):
+        while not over.wait(1.0):
+            if is_lost():
+                interrupt_main()
+                return
+            if not is_terminal and time.monotonic() - logged < LOG_EVERY_S:
+                continue
+            logged = time.monotonic()
             try:
                 standing = ray.get(board.read.remote(), timeout=10)
-            except ray.exceptions.RayError:
-                return
+            except ray.exceptions.RayError:  # busy, or lost with its node; the lease must be looked at all the same
+                continue
             bar.n = standing.epoch + (standing.step / standing.steps if standing.step else 0)
             bar.set_description_str(standing.line(plan))
             if not is_terminal and standing.line(plan) != last:

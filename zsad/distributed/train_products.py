@@ -1,14 +1,17 @@
 """Fit PromptAD to all products of a data set: few actors, each with one tower in memory, products packed into blocks.
 
 Thousands of products are thousands of rows, not thousands of processes. A product that can't be fitted is a row with a
-reason; a lost actor is replaced and its block done again. A fitted product's bundle is whole or not there, so --resume
-fits only those that are missing.
+reason; a lost actor is replaced and its block done again. A fitted product's bundle is whole or not there, and names
+the training that it came from, so --resume fits only those that are missing.
 """
 
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 
 import pyarrow as pa
 import ray
@@ -16,14 +19,27 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
-from zsad.bundle import CONFIG_FILE
+from zsad.backbone import load_backbone
+from zsad.bundle import read_config
 from zsad.datasets.reference import ALL
 from zsad.decode_child import DecodeChild
 from zsad.distributed.cluster import Resources, connect
-from zsad.errors import ConfigError, ImageError, TooManyBadImages, ZsadError
+from zsad.errors import ConfigError, ImageError, ModelError, TooManyBadImages, ZsadError
+from zsad.learn.estimate import estimate_products
 from zsad.learn.plan import begin, hold
 from zsad.learn.prepare import chosen_images
-from zsad.learn.products import Outcome, ProductNormals, fit_product, normals_of, product_store
+from zsad.learn.products import (
+    Outcome,
+    ProductNormals,
+    fit_product,
+    normals_of,
+    preprocess_of,
+    product_store,
+    run_hash,
+    training_of,
+)
+from zsad.report.lease import Lease
+from zsad.storage import Store
 from zsad.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -32,6 +48,7 @@ SUMMARY = "training.json"
 _BLOCKS_PER_ACTOR = 8
 _SCHEMA = pa.schema([("product", pa.string()), ("keys", pa.list_(pa.string())), ("error", pa.string())])
 _NAMED = 10
+_READERS = 16
 
 
 def train_products(config: TrainConfig) -> list[Outcome]:
@@ -47,31 +64,61 @@ def train_products(config: TrainConfig) -> list[Outcome]:
         StorageError: if storage fails.
     """
     products = normals_of(chosen_images(config, ALL), config.used_split)
-    num_images = sum(len(item.keys) for item in products)
-    print(f"products {len(products):,}, their normal images {num_images:,}, of which {config.shots} each are used;")
-    print(f"bundles  {len(products):,}, of 2 x {config.num_epochs} steps each, by {config.num_workers} processes")
+    _announce(config, products)
     if config.dry_run:
         return []
     config.output_store.check_writable()
     resources = connect()
-    with hold(config):
-        begin(config, config.identity())
-        done = [item.product for item in products if config.resume and _is_done(config, item)]
+    config.check_gpus(resources.num_gpus)
+    with hold(config) as lease:
+        begin(config, config.identity(), _stores(config, products))
+        done = _fitted_before(config, products) if config.resume else []
         left = [item for item in products if item.product not in set(done)]
         log.info("%d products are fitted already, %d are left", len(done), len(left))
-        outcomes = list(_fitted(config, left, resources)) if left else []
+        outcomes = list(_fitted(config, left, resources, lease)) if left else []
+        lease.check()
         _summarise(config, done, outcomes)
     return outcomes
 
 
-def _is_done(config: TrainConfig, item: ProductNormals) -> bool:
+def _announce(config: TrainConfig, products: list[ProductNormals]) -> None:
+    """Print what the training will need, once it is known that backbone, size and learning rate go together.
+
+    Raises:
+        ConfigError, ModelError: if they do not.
+    """
+    training, backbone = training_of(config), load_backbone(config.backbone, "cpu")
+    size = preprocess_of(config, backbone).size
+    print(estimate_products(config, training, backbone, products, size=size).text())
+
+
+def _stores(config: TrainConfig, products: list[ProductNormals]) -> list[Store]:
+    """Where bundles go, of all products whose name can be a folder."""
+    stores = []
+    for item in products:
+        with suppress(ConfigError):
+            stores.append(product_store(config, item.product))
+    return stores
+
+
+def _fitted_before(config: TrainConfig, products: list[ProductNormals]) -> list[str]:
+    """The products with a bundle of this very training; those of others are made anew."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        is_done = list(readers.map(partial(_is_done, config, run_hash(config)), products))
+    return [item.product for item, done in zip(products, is_done, strict=True) if done]
+
+
+def _is_done(config: TrainConfig, training: str, item: ProductNormals) -> bool:
     try:
-        return product_store(config, item.product).exists(CONFIG_FILE)
-    except ConfigError:
+        stored = read_config(product_store(config, item.product).url)
+    except (ConfigError, ModelError):  # no folder of this name, no bundle, or none that can be read
         return False
+    return bool(stored.provenance.get("training") == training)
 
 
-def _fitted(config: TrainConfig, products: list[ProductNormals], resources: Resources) -> Iterator[Outcome]:
+def _fitted(
+    config: TrainConfig, products: list[ProductNormals], resources: Resources, lease: Lease
+) -> Iterator[Outcome]:
     tables = _blocks(products, config.num_workers)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -88,6 +135,7 @@ def _fitted(config: TrainConfig, products: list[ProductNormals], resources: Reso
     )
     with tqdm(total=len(products), unit="product", disable=None) as bar:
         for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            lease.check()
             for row in table.to_pylist():
                 bar.update()
                 yield Outcome(product=row["product"], keys=tuple(row["keys"]), error=row["error"])
@@ -113,20 +161,12 @@ class ProductFitter:
     def _load(self) -> None:
         import torch
 
-        from zsad.backbone import load_backbone
-        from zsad.images import Preprocess
-        from zsad.learn.promptad import PromptADTraining
-        from zsad.tiling import check_patches
-
         config = self._config
         if not config.use_gpu:
             torch.set_num_threads(1)
         self._backbone = load_backbone(config.backbone, "cuda" if config.use_gpu else "cpu")
-        size = config.size or self._backbone.image_size
-        self._preprocess = Preprocess(size=size, interpolation=self._backbone.interpolation)
-        check_patches(self._preprocess, self._backbone.patch_size)
-        rate = config.learning_rate or PromptADTraining().learning_rate
-        self._training = PromptADTraining(epochs=config.num_epochs, learning_rate=rate)
+        self._preprocess = preprocess_of(config, self._backbone)
+        self._training = training_of(config)
         self._child = DecodeChild()
 
     def __call__(self, block: pa.Table) -> pa.Table:

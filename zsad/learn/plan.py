@@ -10,6 +10,8 @@ WORK/ray/                        what Ray Train keeps
 """
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,8 @@ import pyarrow as pa
 from zsad.bundle import CONFIG_FILE
 from zsad.errors import ConfigError, StorageError
 from zsad.images import Preprocess
-from zsad.learn.examples import Form, words_of
+from zsad.learn import checkpoints
+from zsad.learn.examples import Form, Shards, shard_key, words_of
 from zsad.learn.order import Schedule
 from zsad.learn.prepare import data_sha256, defect_types, shard_rows
 from zsad.report.lease import Lease, acquire_lease
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 RUN = "run.json"
 CHECKPOINTS, TENSORBOARD, RAY = "checkpoints", "tensorboard", "ray"
 _MAX_BYTES = 2**20
+_CALLS = 16  # to storage at once
 _RATE = {"faprompt": 1e-3, "dapo": 1e-3}
 
 
@@ -147,26 +151,41 @@ def hold(config: TrainConfig) -> Lease:
     return acquire_lease(config.work_store, "training")
 
 
-def begin(config: TrainConfig, identity: dict[str, Any]) -> None:
+def begin(config: TrainConfig, identity: dict[str, Any], bundles: Sequence[Store] = ()) -> None:
     """Take possession of output and work folder: write `run.json`, or find that of the run that goes on.
+
+    Args:
+        config: of the training.
+        identity: what changes what is learned.
+        bundles: where the bundles of products go, beside the one in OUTPUT itself.
 
     Raises:
         ConfigError: if something is there already and neither --resume nor --restart was given, or --resume finds
             nothing or another training.
         StorageError: if storage fails.
     """
-    work, output = config.work_store, config.output_store
+    work = config.work_store
     if config.restart:
-        forget(config)
+        forget(config, bundles)
     if config.resume:
         check_same(work, identity)
         return
-    if output.exists(CONFIG_FILE):
-        raise ConfigError(f"{output.url} holds a detector bundle already; choose another --output, or --restart")
+    if held := _with_bundle([config.output_store, *bundles]):
+        more = f" and {len(held) - 1:,} more hold" if len(held) > 1 else " holds"
+        going_on = f", or --resume to go on with the training in {work.url}" if work.exists(RUN) else ""
+        raise ConfigError(
+            f"{held[0].url}{more} a detector bundle already; choose another --output, or --restart{going_on}"
+        )
     if not work.put_if_absent(RUN, json.dumps(identity, indent=1).encode()):
         raise ConfigError(
             f"{work.url} holds a training that was begun before; --resume goes on with it, --restart forgets it"
         )
+
+
+def _with_bundle(stores: Sequence[Store]) -> list[Store]:
+    with ThreadPoolExecutor(_CALLS) as calls:
+        found = calls.map(lambda store: store.exists(CONFIG_FILE), stores)
+        return [store for store, is_there in zip(stores, found, strict=True) if is_there]
 
 
 def check_same(work: Store, identity: dict[str, Any]) -> None:
@@ -186,20 +205,60 @@ def check_same(work: Store, identity: dict[str, Any]) -> None:
         )
 
 
-def forget(config: TrainConfig) -> None:
-    """Delete the bundle and all that a training of ours left in the work folder, and nothing else."""
+def forget(config: TrainConfig, bundles: Sequence[Store] = ()) -> None:
+    """Delete the bundles and all that a training of ours left in the work folder, and nothing else.
+
+    `run.json` goes last: as long as anything is left, a later call is told that a training was begun here, and does not
+    take checkpoints of that one for its own.
+
+    Args:
+        config: of the training.
+        bundles: where those of products lie, beside the one in OUTPUT itself.
+    """
     work = config.work_store
-    config.output_store.delete(CONFIG_FILE)
-    work.delete(RUN)
+    with ThreadPoolExecutor(_CALLS) as calls:
+        list(calls.map(lambda store: store.delete(CONFIG_FILE), [config.output_store, *bundles]))
     for prefix in ("cache-", f"{CHECKPOINTS}/", f"{TENSORBOARD}/"):
         for key in _listed(work, prefix):
             work.delete(key)
+    work.delete(RUN)
+
+
+def stored_shards(plan: Plan) -> set[str]:
+    """Names of the shards that are in the cache.
+
+    Raises:
+        StorageError: if it can't be listed.
+    """
+    return set(_listed(plan.rows, ""))
+
+
+def forget_broken(plan: Plan) -> int:
+    """Delete the stored shards in which an image could not be used, so that they are made again; returns how many.
+
+    A read that timed out may succeed now, a mask may have been mended. Once an epoch is done the shards stay: its
+    images are those that the others learn from.
+
+    Raises:
+        StorageError: if rows can't be read or deleted.
+    """
+    if checkpoints.newest(plan.checkpoints) is not None:
+        return 0
+    names = stored_shards(plan)
+    stored = [shard for shard in range(plan.num_shards) if shard_key(shard) in names]
+    shards = Shards(plan.rows, plan.form)
+    with ThreadPoolExecutor(_CALLS) as calls:
+        facts = calls.map(shards.facts, stored)
+        broken = [shard for shard, rows in zip(stored, facts, strict=True) if any(row.error for row in rows)]
+    for shard in broken:
+        plan.rows.delete(shard_key(shard))
+    return len(broken)
 
 
 def _listed(store: Store, prefix: str) -> list[str]:
     try:
         return [info.key for info in store.list(prefix)]
     except StorageError as error:
-        if error.code == "missing":
+        if error.code == "missing":  # nothing was written there yet
             return []
         raise

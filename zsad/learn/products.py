@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from zsad.backbone import Backbone
+from zsad.bundle import CONFIG_FILE
 from zsad.datasets.labelled import LabelledImage
 from zsad.decode_child import DecodeChild
 from zsad.defect_types import split_seen
@@ -29,8 +30,10 @@ from zsad.learn.promptad import PromptADTraining, Task, fit
 from zsad.learn.publish import make_detector, publish
 from zsad.methods.base import Subject
 from zsad.prompts.ensemble import DEFECT_WORDS
+from zsad.report.ledger import config_hash
 from zsad.scoring import fetched
 from zsad.storage import Store
+from zsad.tiling import check_patches
 from zsad.train_config import PRODUCT, WORK, TrainConfig
 
 TASKS: dict[Task, str] = {"cls": "Image task", "seg": "Pixel task"}
@@ -70,6 +73,32 @@ def drawn_order(keys: Sequence[str], product: str, seed: int) -> list[str]:
     return [keys[place] for place in np.random.default_rng([seed, number]).permutation(len(keys))]
 
 
+def run_hash(config: TrainConfig) -> str:
+    """What a bundle's provenance holds of the training that it came from: equal for trainings that learn the same."""
+    return config_hash(config.identity())
+
+
+def training_of(config: TrainConfig) -> PromptADTraining:
+    """How each product is learned.
+
+    Raises:
+        ConfigError: if the learning rate can't be used.
+    """
+    rate = config.learning_rate or PromptADTraining().learning_rate
+    return PromptADTraining(epochs=config.num_epochs, learning_rate=rate)
+
+
+def preprocess_of(config: TrainConfig, backbone: Backbone) -> Preprocess:
+    """How images become the model's input.
+
+    Raises:
+        ConfigError: if the size does not divide into patches.
+    """
+    preprocess = Preprocess(size=config.size or backbone.image_size, interpolation=backbone.interpolation)
+    check_patches(preprocess, backbone.patch_size)
+    return preprocess
+
+
 def fit_product(
     config: TrainConfig,
     training: PromptADTraining,
@@ -78,13 +107,14 @@ def fit_product(
     normals: ProductNormals,
     child: DecodeChild,
 ) -> Outcome:
-    """Learn one product and write its bundle and page.
+    """Learn one product and write its bundle and page; a bundle that is there goes first, whatever comes of it.
 
     Raises:
         ConfigError: if it has too few usable normal images, or its name can't be a folder or stand in prompts.
         ModelError, StorageError: if the model or storage fails; there is no bundle.
     """
     store = product_store(config, normals.product)
+    store.delete(CONFIG_FILE)
     keys, pixels = _shots(config, preprocess, normals, child)
     name = config.object.replace(PRODUCT, normals.product.replace("_", " "))
     records: dict[Task, list[dict[str, float]]] = {task: [] for task in TASKS}
@@ -103,7 +133,13 @@ def fit_product(
         preprocess=preprocess,
         object_name=name,
         defect_words=split_seen(backbone, DEFECT_WORDS)[0] or DEFECT_WORDS,
-        provenance={"data": config.dataset, "product": normals.product, "normals": list(keys), "seed": config.seed},
+        provenance={
+            "data": config.dataset,
+            "product": normals.product,
+            "normals": list(keys),
+            "seed": config.seed,
+            "training": run_hash(config),
+        },
     )
     calibrated = detector.with_normals(pixels, source=f"{len(pixels)} normal images of {normals.product}")
     publish(calibrated, store)

@@ -1,12 +1,15 @@
 """Curves by hand, the page and the event files made of them."""
 
+import tempfile
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from zsad.errors import StorageError
 from zsad.learn import curves
 from zsad.learn.checkpoints import EpochRecord, State
 from zsad.learn.page import PAGE, put_page
-from zsad.learn.tensorboard import put_events
+from zsad.learn.tensorboard import event_bytes, put_events
 from zsad.storage import open_store
 from zsad.train_config import TrainConfig
 
@@ -68,3 +71,9 @@ def test_event_files_hold_every_step_once(tmp_path):
         (3, 0.5),
     ]
     assert [(event.step, event.value) for event in events.Scalars("validation/total")] == [(2, 2), (4, 0.5)]
+
+
+def test_a_folder_for_temporary_files_that_fails_is_a_storage_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StorageError, match="curves of epoch 1 can't be written to this machine's folder for temporary"):
+        event_bytes(HISTORY[0], 0)
