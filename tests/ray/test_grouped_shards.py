@@ -143,8 +143,11 @@ def test_objects_without_a_detector_are_not_fetched(plan):
 
 def test_the_gallery_looks_with_the_same_detectors(plan, detectors):
     uris = [plan.source.uri(f"{number}/{name}.png") for number in range(2) for name in "cab"]
-    tiles = dict(_tiles(plan, uris))
+    etags = {info.uri: info.etag for info in plan.source.list() if info.uri in uris}
+    changed = etags.popitem()[0]
+    tiles = dict(_tiles(plan, {**etags, changed: "another"}))
     assert sorted(tiles) == sorted(uris)
+    assert (tiles[changed].thumbnail, tiles.pop(changed).reason) == (None, "changed")  # not what was scored
     for uri, tile in tiles.items():
         name = uri.rpartition("/")[2][0]
         image = decode_image(plan.source.get(plan.source.key(uri), max_bytes=10**6), DecodeLimits())

@@ -7,9 +7,10 @@ import time
 import pytest
 import ray
 
-from zsad.distributed import progress
+from zsad.distributed import progress, stages
 from zsad.distributed.progress import CHECK_EVERY_ROWS, Counts, ShardTally
 from zsad.distributed.store_watch import StoreWatch
+from zsad.errors import ModelError
 
 
 def test_a_shard_reported_twice_counts_once():
@@ -62,9 +63,28 @@ def test_the_scorers_of_a_pool_are_ended_once_though_somebody_still_refers_to_th
     scorers = [Scorer.remote(), Scorer.remote()]
     for number, scorer in enumerate((*scorers, scorers[0])):  # one that was restarted comes again
         assert ray.get(scorer.ping.remote())
-        ray.get(tally.add_scorer.remote(f"name {number % 2}", scorer))
+        starts = ray.get(tally.add_scorer.remote(f"name {number % 2}", scorer))
+        assert starts == 1 + number // 2
     assert ray.get(tally.end_scorers.remote()) == 2
     for scorer in scorers:
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(scorer.ping.remote())
     assert ray.get(tally.end_scorers.remote()) == 0
+
+
+@ray.remote(num_cpus=0)
+class Joining:
+    """Joins a pool as scorers do whenever they are started."""
+
+    def join(self, tally, times):
+        """Again and again."""
+        for _ in range(times):
+            stages._join(tally)
+
+
+@pytest.mark.ray
+def test_a_scorer_that_dies_again_and_again_ends_the_run_with_a_model_error(local_ray):
+    tally, scorer = progress.Tally.remote(Counts(), 1.0), Joining.remote()
+    ray.get(scorer.join.remote(tally, stages.MOST_STARTS))
+    with pytest.raises(ModelError, match="a scorer died 16 times in this run"):
+        ray.get(scorer.join.remote(tally, 1))

@@ -54,7 +54,6 @@ SHARD_BYTES = 64 * 2**20
 SHARDS_IN_STORE = 8
 CPU_SHARD_ROWS = 64
 GPU_SHARD_ROWS = 512
-MOST_RETRIES = 16  # of a shard whose scorer dies: halving a batch takes some, and a crash that repeats must end the run
 SCORER_CPUS = 0.4
 DECODE_CPUS = 0.5
 
@@ -361,7 +360,6 @@ def decode_and_score(
         compute=ActorPoolStrategy(size=num_scorers),
         num_cpus=0.9 if gpus_each else SCORER_CPUS,
         num_gpus=gpus_each or None,
-        max_task_retries=MOST_RETRIES,
     )
 
 

@@ -9,6 +9,7 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class ShardTally:
         self._checked_rows = 0
         self._seen = bytearray()  # a bit for each shard
         self._scorers: dict[str, Any] = {}
+        self._starts: Counter[str] = Counter()
 
     def add(self, shard: int, rows: int, errors: int, anomalies: int) -> str:
         """Count a shard, once however often its task is repeated; returns why to stop, or an empty string."""
@@ -67,9 +69,11 @@ class ShardTally:
         """What is committed, and why to stop."""
         return self.counts, self.reason
 
-    def add_scorer(self, name: str, scorer: Any) -> None:
-        """Remember an actor of the scorer pool; one that was restarted keeps its name."""
+    def add_scorer(self, name: str, scorer: Any) -> int:
+        """Remember an actor of the scorer pool, which keeps its name when it is restarted; returns its starts."""
         self._scorers[name] = scorer
+        self._starts[name] += 1
+        return self._starts[name]
 
     def end_scorers(self) -> int:
         """Kill the scorers and free their CPUs; returns how many there were.

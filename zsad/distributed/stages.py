@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 STATS = "stats"
 _MAP_WRITERS = 8
+MOST_STARTS = 16  # of one scorer; halving its batch takes a few
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,11 +167,9 @@ class ShardScorer:
     """
 
     def __init__(self, plan: Plan, tally: Any = None) -> None:
-        if tally is not None:
-            context = ray.get_runtime_context()
-            ray.get(tally.add_scorer.remote(context.get_actor_id(), context.current_actor))
         self._failure: ZsadError | None = None
         try:
+            _join(tally)
             self._load(plan)
         except ZsadError as error:  # raised by the first call: an actor that dies at its start loses the cause
             self._failure = error
@@ -225,6 +224,23 @@ class ShardScorer:
                 yield Group(ref=entry.ref, places=places, detector=detector, error=entry.error)
             except ModelError as error:
                 yield Group(ref=entry.ref, places=places, error=str(error))
+
+
+def _join(tally: Any) -> None:
+    """Make this actor known to the tally that ends it, which also counts how often Ray had to start it.
+
+    Raises:
+        ModelError: it died so often that it will again; Ray alone would repeat its shard for ever.
+    """
+    if tally is None:
+        return
+    context = ray.get_runtime_context()
+    starts = ray.get(tally.add_scorer.remote(context.get_actor_id(), context.current_actor))
+    if starts > MOST_STARTS:
+        raise ModelError(
+            f"a scorer died {MOST_STARTS} times in this run, for want of memory or in a crash that Ray's log shows; "
+            "give a smaller --batch-size, or --scorer-memory-gib so that it goes on with less, and run it again"
+        )
 
 
 class ShardSink(Datasink[int]):
