@@ -23,6 +23,7 @@ from zsad.errors import CommitConflict, ConfigError, TooManyBadImages
 from zsad.learn import checkpoints
 from zsad.learn.plan import make_plan
 from zsad.learn.prepare import list_images
+from zsad.report.paths import run_key
 from zsad.storage import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -174,6 +175,45 @@ def test_a_training_whose_driver_is_killed_goes_on(places, local_ray, tmp_path):
     train_prompts(replace(config, output=str(tmp_path / "whole")))
     for name, tensor in learned_in(tmp_path / "whole").items():
         torch.testing.assert_close(learned_in(tmp_path / "bundle")[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_driver_that_was_taken_over_ends_with_its_workers_and_writes_no_bundle(places, tmp_path):
+    config = config_for(*places, tmp_path / "bundle", epochs=400)
+
+    def take_over():
+        when_epochs_are_done(tmp_path / "bundle", 1)
+        config.work_store.put(run_key("training", "lease/000002.json"), b"{}")
+
+    other = threading.Thread(target=take_over)
+    other.start()
+    with pytest.raises(CommitConflict, match="was taken over"):
+        train_prompts(config)
+    other.join()
+    done = state_in(tmp_path / "bundle").epochs
+    assert done < 400
+    time.sleep(3)
+    assert state_in(tmp_path / "bundle").epochs <= done + 1
+    assert not (tmp_path / "bundle" / "detector.json").exists()
+    assert not (tmp_path / "bundle" / "training.html").exists()
+
+
+@pytest.mark.slow
+def test_control_c_is_130_and_says_how_to_go_on(places, local_ray, tmp_path):
+    output = tmp_path / "bundle"
+    flags = ["--method=dapo", f"--dataset=mvtec:{places[1]}", f"--output={output}", f"--backbone={places[0]}"]
+    job = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "jobs" / "train_prompts.py"), *flags, "--epochs=400"],
+        env={**os.environ, **local_ray.env},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    when_epochs_are_done(output, 1)
+    job.send_signal(signal.SIGINT)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode == 130, said
+    assert "exit 130: interrupted; the same command with --resume goes on" in said.splitlines()[-1]
+    assert not (output / "detector.json").exists()
 
 
 def when_epochs_are_done(output, epochs):

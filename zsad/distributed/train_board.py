@@ -5,10 +5,11 @@ thread also looks whether this driver still holds the lease of the work folder, 
 """
 
 import logging
+import os
+import signal
 import sys
 import threading
 import time
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ def _show(board: Any, plan: "Plan", is_lost: Callable[[], bool], over: threading
     with tqdm(total=plan.config.num_epochs, unit="epoch", disable=not is_terminal) as bar:
         while not over.wait(1.0):
             if is_lost():
-                interrupt_main()
+                os.kill(os.getpid(), signal.SIGINT)
                 return
             if not is_terminal and time.monotonic() - logged < LOG_EVERY_S:
                 continue
