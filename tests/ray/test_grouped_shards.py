@@ -147,7 +147,9 @@ def test_the_gallery_looks_with_the_same_detectors(plan, detectors):
     changed = etags.popitem()[0]
     tiles = dict(_tiles(plan, {**etags, changed: "another"}))
     assert sorted(tiles) == sorted(uris)
-    assert (tiles[changed].thumbnail, tiles.pop(changed).reason) == (None, "changed")  # not what was scored
+    other = tiles.pop(changed)  # not what was scored
+    assert other.thumbnail is None
+    assert other.reason.startswith("changed: ")
     for uri, tile in tiles.items():
         name = uri.rpartition("/")[2][0]
         image = decode_image(plan.source.get(plan.source.key(uri), max_bytes=10**6), DecodeLimits())
