@@ -139,9 +139,9 @@ def test_a_driver_whose_lease_is_taken_over_is_interrupted(places, tmp_path):
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, tmp_path):
-    config = config_for(*places, tmp_path / "whole", num_workers=2, epochs=40, keep="last")
+    config = config_for(*places, tmp_path / "whole", num_workers=2, epochs=16, keep="last")
     train_prompts(config)
     killed = []
 
@@ -153,20 +153,20 @@ def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, t
     killer.start()
     train_prompts(replace(config, output=str(tmp_path / "bundle")))
     killer.join()
-    assert 3 <= killed[0] < 40
+    assert 3 <= killed[0] < 16
     for name, tensor in learned_in(tmp_path / "whole").items():
         torch.testing.assert_close(learned_in(tmp_path / "bundle")[name], tensor, atol=1e-6, rtol=0)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_training_whose_driver_is_killed_goes_on(places, local_ray, tmp_path):
-    config = config_for(*places, tmp_path / "bundle", epochs=40, keep="last")
+    config = config_for(*places, tmp_path / "bundle", epochs=16, keep="last")
     flags = [f"--{name}={getattr(config, name)}" for name in ("method", "dataset", "output", "backbone", "keep")]
-    flags += ["--epochs=40", "--batch-size=2", "--calibration-images=8"]
+    flags += ["--epochs=16", "--batch-size=2", "--calibration-images=8"]
     job = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "jobs" / "train_prompts.py"), *flags], env={**os.environ, **local_ray.env}
     )
-    assert 2 <= when_epochs_are_done(tmp_path / "bundle", 2) < 40
+    assert 2 <= when_epochs_are_done(tmp_path / "bundle", 2) < 16
     job.kill()
     job.wait()
     with pytest.raises(ConfigError, match="--resume goes on"):
@@ -228,7 +228,7 @@ def when_epochs_are_done(output, epochs):
     raise AssertionError(f"no {epochs} epochs within {DEADLINE_S} s")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_dapo_and_features_in_half_precision_over_nano_through_the_scorer(tmp_path, places):
     output = tmp_path / "bundle"
     small = {"epochs": 1, "batch_size": 8, "calibration_images": 16}
