@@ -109,7 +109,7 @@ def fit(plan: Plan, tables: list[pa.Table], resources: Resources, lease: Lease) 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Keep Ctrl-C what it is: Ray Train's own handler ends the process with 0, and stays when the training is over."""
+    """Keep Ctrl-C what it is: Ray Train's own handler leaves by `SystemExit`, and stays when the training is over."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield

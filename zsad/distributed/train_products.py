@@ -61,7 +61,7 @@ def train_products(config: TrainConfig) -> list[Outcome]:
         ConfigError: for arguments or data that can't be used.
         CommitConflict: if another driver trains in the same work folder.
         TooManyBadImages: if more than `max_error_share` of the products could not be fitted; the others were.
-        StorageError: if storage fails.
+        ModelError, StorageError: if the backbone does not suit, or storage fails.
     """
     products = normals_of(chosen_images(config, ALL), config.used_split)
     _announce(config, products)
