@@ -93,6 +93,7 @@ def test_going_on_with_other_settings_is_refused_by_name(places, one_worker):
         train_prompts(config_for(*places, one_worker, resume=True, learning_rate=0.5))
 
 
+@pytest.mark.slow
 def test_a_mask_of_another_size_is_named_and_gives_no_bundle_until_it_is_mended(places, tmp_path):
     data = write_labelled(tmp_path / "data")
     mask = data / "bolt" / "ground_truth" / "scratch" / "03_mask.png"

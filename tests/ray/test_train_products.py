@@ -107,6 +107,7 @@ def test_a_bundle_of_another_training_is_neither_written_over_nor_taken_for_a_fi
     assert json.loads(bundle.read_text())["provenance"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_starting_anew_leaves_no_old_bundle_of_a_product_that_breaks(places, tmp_path):
     config = promptad(places, tmp_path / "bundles", products=("bolt", "one_left"))
     stale = tmp_path / "bundles" / "one_left" / "detector.json"
