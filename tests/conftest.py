@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ SERVE_ENV = dict(
     for line in (Path(__file__).resolve().parents[1] / "serve" / "ray.env").read_text().splitlines()
 )
 os.environ.update(SERVE_ENV | os.environ)
+# A shell starts programs in the background with SIGINT ignored, and whatever they start inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 from batch_runs import config_for, rows_by_key, write_bucket  # noqa: E402

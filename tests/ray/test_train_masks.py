@@ -125,15 +125,6 @@ def test_gpus_that_the_cluster_lacks_are_refused_before_anything_is_written(plac
     assert not (tmp_path / "bundle" / "_training").exists()
 
 
-@pytest.fixture
-def heeds_sigint():
-    """Shells start programs in the background with SIGINT ignored, and tests are such a program at times."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heeds_sigint")
 def test_a_driver_whose_lease_is_taken_over_is_interrupted(places, tmp_path):
     config = config_for(*places, tmp_path / "bundle")
     backbone = load_backbone(config.backbone, "cpu")
