@@ -141,6 +141,7 @@ def test_a_driver_whose_lease_is_taken_over_is_interrupted(places, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, tmp_path):
     config = config_for(*places, tmp_path / "whole", num_workers=2, epochs=16, keep="last")
     train_prompts(config)
@@ -160,6 +161,7 @@ def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_training_whose_driver_is_killed_goes_on(places, local_ray, tmp_path):
     config = config_for(*places, tmp_path / "bundle", epochs=16, keep="last")
     flags = [f"--{name}={getattr(config, name)}" for name in ("method", "dataset", "output", "backbone", "keep")]
@@ -179,6 +181,7 @@ def test_a_training_whose_driver_is_killed_goes_on(places, local_ray, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_driver_that_was_taken_over_ends_with_its_workers_and_writes_no_bundle(places, tmp_path):
     config = config_for(*places, tmp_path / "bundle", epochs=400)
 
@@ -200,6 +203,7 @@ def test_a_driver_that_was_taken_over_ends_with_its_workers_and_writes_no_bundle
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_control_c_is_130_and_says_how_to_go_on(places, local_ray, tmp_path):
     output = tmp_path / "bundle"
     flags = ["--method=dapo", f"--dataset=mvtec:{places[1]}", f"--output={output}", f"--backbone={places[0]}"]
@@ -230,6 +234,7 @@ def when_epochs_are_done(output, epochs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_dapo_and_features_in_half_precision_over_nano_through_the_scorer(tmp_path, places):
     output = tmp_path / "bundle"
     small = {"epochs": 1, "batch_size": 8, "calibration_images": 16}
