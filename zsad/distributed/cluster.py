@@ -2,15 +2,18 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.utils import read_ray_address
 
 from zsad.errors import ConfigError, ZsadError, causes
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 START_TRIES = 3
+PROBE_S = 5.0
 # Ray ends a worker that idles for a second as soon as there are more than CPUs. On a small machine actors use these up,
 # so every decode task would start, and import, anew.
 KEEP_WORKERS = {"num_workers_soft_limit": 16, "idle_worker_killing_time_threshold_ms": 60_000}
@@ -27,7 +30,9 @@ class Resources:
 
 
 def connect() -> Resources:
-    """Join the cluster of `RAY_ADDRESS` or the one running here; otherwise start one on this machine's cores.
+    """Join the cluster of `RAY_ADDRESS` or that of `ray start` here; otherwise start one on this machine's cores.
+
+    Another program's `ray.init` on this machine is no cluster to join: it ends with that program.
 
     Raises:
         ConfigError: if `RAY_ADDRESS` is set and nothing answers there.
@@ -35,20 +40,43 @@ def connect() -> Resources:
     if not ray.is_initialized():
         # Ray's own lines would come behind ours, and the job's last line says how it ended.
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        try:
-            ray.init(address="auto", **quiet)
-        except ConnectionError as error:
-            if "RAY_ADDRESS" in os.environ:
-                raise ConfigError(
-                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}"
-                ) from error
+        address = find_cluster()
+        if address is None:
             _start_local(quiet)
+        else:
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
     total = ray.cluster_resources()
     return Resources(
         num_cpus=int(total.get("CPU", 0)),
         num_gpus=int(total.get("GPU", 0)),
         store_bytes=int(total.get("object_store_memory", LOCAL_OBJECT_STORE_BYTES)),
     )
+
+
+def find_cluster() -> str | None:
+    """Address of the cluster to join, if there is one. Asks its port first, for Ray waits for ever for a dead one.
+
+    Raises:
+        ConfigError: if `RAY_ADDRESS` is set and nothing answers there.
+    """
+    told = os.environ.get("RAY_ADDRESS", "auto")
+    address = read_ray_address() if told in ("", "auto") else told
+    if address is None or address == "local":
+        return None
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return address  # of another kind, which Ray explains
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        if address == told:
+            raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
+        log.warning("the cluster that `ray start` noted at %s is gone (%s); starting Ray here", address, error)
+        return None
+    return address
 
 
 def _start_local(quiet: dict[str, Any]) -> None:
