@@ -12,6 +12,7 @@ in-process, so 1.2 ms for the process boundary; 0.33 s to start a child.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -35,6 +36,8 @@ MEMORY_BYTES = 3 * 2**30
 START_TIMEOUT_S = 60.0
 _MAX_HEADER_BYTES = 65_536
 _CHUNK_BYTES = 1 << 20
+# Pillow frees every image's memory; glibc would give it back to the kernel and fault in each page of the next one anew.
+_KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(16 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20)}
 _COMMAND = (sys.executable, "-P", "-m", "zsad.decode_child")
 
 
@@ -155,6 +158,8 @@ class DecodeChild:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 os.set_blocking(stream.fileno(), False)
+                with contextlib.suppress(OSError):  # a whole image in few steps; the user's allowance may be used up
+                    fcntl.fcntl(stream.fileno(), fcntl.F_SETPIPE_SZ, _CHUNK_BYTES)
         try:
             _receive(self._process, time.monotonic() + START_TIMEOUT_S, 0)
         except (TimeoutError, EOFError) as error:
@@ -170,7 +175,7 @@ def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What the child needs to import zsad, and nothing that could be a secret."""
     kept = {name: environment[name] for name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH") if name in environment}
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100 - "" must become the folder
-    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | _KEEP_FREED_MEMORY
 
 
 def _frame(header: Mapping[str, Any]) -> bytes:
@@ -215,15 +220,16 @@ def _receive(process: "subprocess.Popen[bytes]", deadline_s: float, max_bytes: i
 
 
 def _read_exactly(descriptor: int, num_bytes: int, deadline_s: float) -> bytes:
-    received = bytearray()
-    while len(received) < num_bytes:
+    chunks = []
+    while num_bytes:
         _wait(descriptor, select.POLLIN, deadline_s)
         with contextlib.suppress(BlockingIOError):
-            chunk = os.read(descriptor, min(_CHUNK_BYTES, num_bytes - len(received)))
+            chunk = os.read(descriptor, min(_CHUNK_BYTES, num_bytes))
             if not chunk:
                 raise EOFError("the decoding process closed its output")
-            received += chunk
-    return bytes(received)
+            chunks.append(chunk)
+            num_bytes -= len(chunk)
+    return b"".join(chunks)
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:

@@ -1,6 +1,7 @@
 """The listing thread hands out each shard once, in waves, and its failure is the job's."""
 
 import threading
+import time
 
 import pytest
 
@@ -14,7 +15,8 @@ def summary(num_shards):
     return ManifestSummary(num_shards=num_shards, num_objects=10 * num_shards, num_bytes=0)
 
 
-def test_the_first_wave_is_what_is_there_and_the_others_wait_for_more():
+def test_the_first_wave_is_soon_and_the_others_wait_for_more(monkeypatch):
+    monkeypatch.setattr(feed, "FIRST_PATIENCE_S", 0.01)
     go_on = threading.Event()
 
     def write(announce):
@@ -35,7 +37,18 @@ def test_the_first_wave_is_what_is_there_and_the_others_wait_for_more():
         assert (found.summary(), found.num_listed_rows()) == (summary(7), 70)
 
 
+def test_a_short_listing_is_one_wave():
+    def write(announce):
+        announce(3)
+        time.sleep(0.3)
+        return summary(7)
+
+    with ManifestFeed(write, rows_per_shard=10) as found:
+        assert [found.take(), found.take()] == [range(7), range(7, 7)]
+
+
 def test_a_wave_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(feed, "FIRST_PATIENCE_S", 0.01)
     monkeypatch.setattr(feed, "PATIENCE_S", 0.01)
     end = threading.Event()
 

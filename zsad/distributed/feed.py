@@ -1,8 +1,9 @@
 """Score while listing: a thread of the driver writes manifest shards, and the job takes them in waves.
 
-A wave is one execution of the Ray Data pipeline over all shards listed so far, so the first images are scored as soon
-as the first manifest file is there. Listing is usually much faster than scoring: each wave lasts longer than the one
-before and finds more shards, so that a run is a few waves, each with at least 100,000 rows once the listing is ahead.
+A wave is one execution of the Ray Data pipeline over all shards listed so far, so the first images are scored 2 s after
+the first manifest file is there; buckets that are listed in that time are one wave. Listing is usually much faster than
+scoring: each wave lasts longer than the one before and finds more shards, so that a run is a few waves, each with at
+least 100,000 rows once the listing is ahead.
 A wave also bounds what Ray's driver keeps for each block of an execution.
 
 The other way, a data source whose read tasks wait for shards, was tried and not kept; docs/listing.md says why.
@@ -16,6 +17,7 @@ from zsad.report.manifest import ManifestSummary
 
 MOST_SHARDS = 4096
 FEWEST_ROWS = 100_000
+FIRST_PATIENCE_S = 2.0
 PATIENCE_S = 20.0
 _STOP_WAIT_S = 10.0
 
@@ -51,16 +53,17 @@ class ManifestFeed:
     def take(self) -> range:
         """The next wave: numbers of the shards listed since the last; waits for some; empty when there are no more.
 
-        The first wave waits for one manifest file only, the others for 100,000 rows, 20 s, or the listing's end.
+        A wave waits for 100,000 rows or the listing's end, but no longer than 20 s, and the first one 2 s from the first
+        manifest file on: so small buckets are one wave, and large ones begin soon.
 
         Raises:
             BaseException: what the listing raised.
         """
-        fewest = self._fewest if self._num_taken else 1
+        patience_s = PATIENCE_S if self._num_taken else FIRST_PATIENCE_S
         with self._changed:
             self._changed.wait_for(lambda: self._is_over() or self._num_listed > self._num_taken)
             self._changed.wait_for(
-                lambda: self._is_over() or self._num_listed - self._num_taken >= fewest, timeout=PATIENCE_S
+                lambda: self._is_over() or self._num_listed - self._num_taken >= self._fewest, timeout=patience_s
             )
             self.check()
             wave = range(self._num_taken, min(self._num_listed, self._num_taken + MOST_SHARDS))
