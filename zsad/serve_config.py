@@ -50,6 +50,8 @@ class ServeConfig:
         request_timeout_s: from the end of the body to the answer; longer gets 504.
         body_timeout_s: from the headers to the end of the body; longer gets 408.
         drain_s: how long requests in flight may take when replicas go.
+        surge_percent: of the replicas, as many more while a redeployment replaces them: new ones start before old ones
+            stop, and need CPUs and GPUs of their own; 0: old ones stop first, and requests wait or fail meanwhile.
         cache_bytes: memory of loaded detectors per scorer, backbones not counted; the longest unused go first.
         reload_s: how often a stored bundle is looked at for a newer version; 0: never.
         decode: limits on each image.
@@ -80,6 +82,7 @@ class ServeConfig:
     request_timeout_s: float = 30.0
     body_timeout_s: float = 20.0
     drain_s: float = 30.0
+    surge_percent: int = 100
     cache_bytes: int = 1024 * _MIB
     reload_s: float = 10.0
     decode: DecodeLimits = field(default_factory=DecodeLimits)
@@ -92,6 +95,8 @@ class ServeConfig:
         for name in ("num_gpus_per_scorer", "batch_wait_ms", "token_rate", "reload_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 <= self.surge_percent <= 100:
+            raise ConfigError(f"surge_percent is {self.surge_percent}; it must be between 0 and 100")
         if self.max_scorers < self.num_scorers:
             raise ConfigError(f"max_scorers is {self.max_scorers}, less than num_scorers ({self.num_scorers})")
         if self.max_waiting < MAX_BATCH_IMAGES:

@@ -383,7 +383,27 @@ def test_a_killed_scorer_costs_at_most_what_it_was_doing(endpoint, pictures):
     assert all(response.json()["request_id"] for response in failures)
 
 
-@pytest.mark.full  # on a machine that much else shares it failed once
+def test_requests_and_images_are_scraped_at_rays_metrics_port(client, pictures):
+    import ray
+
+    def value(name: str, **labels: str) -> float:
+        """Sum over processes of the samples of `name` that have these labels."""
+        lines = [line for line in httpx.get(url, timeout=10).text.splitlines() if line.startswith(f"ray_{name}{{")]
+        wanted = [f'{key}="{text}"' for key, text in labels.items()]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(words in line for words in wanted))
+
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    asked = {"route": "/v1/inspect", "status": "415"}
+    before = value("zsad_requests_total", **asked)
+    assert client.post("/v1/inspect", content=b"no image").status_code == 415
+    assert client.post("/v1/inspect", content=pictures[0]).status_code == 200
+    wait_for(lambda: value("zsad_requests_total", **asked) == before + 1)  # every 10 s, by Ray's default
+    wait_for(lambda: value("zsad_images_total", detector="nano") > 0)
+    wait_for(lambda: value("zsad_model_ms_count", detector="nano") > 0)
+
+
+@pytest.mark.slow
 def test_a_rolling_redeployment_loses_no_request(endpoint, pictures):
     """Other settings for every replica: each is replaced while images come in."""
     from ray import serve as ray_serve

@@ -18,8 +18,7 @@ def listener():
 @pytest.fixture
 def dead():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    return address
+        return f"127.0.0.1:{server.getsockname()[1]}"  # closed on the way out
 
 
 def noted(monkeypatch, address):

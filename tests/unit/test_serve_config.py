@@ -25,6 +25,7 @@ def test_a_reference_is_its_own_name_and_the_first_is_the_default():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"request_timeout_s": 0}, "request_timeout_s"),
         ({"reload_s": -1}, "must not be negative"),
+        ({"surge_percent": 101}, "surge_percent is 101"),
     ],
 )
 def test_what_can_not_work_is_refused_by_name(changes, words):

@@ -53,8 +53,8 @@ class ManifestFeed:
     def take(self) -> range:
         """The next wave: numbers of the shards listed since the last; waits for some; empty when there are no more.
 
-        A wave waits for 100,000 rows or the listing's end, but no longer than 20 s, and the first one 2 s from the first
-        manifest file on: so small buckets are one wave, and large ones begin soon.
+        A wave waits for 100,000 rows or the listing's end, but no longer than 20 s, and the first one 2 s from the
+        first manifest file on: so small buckets are one wave, and large ones begin soon.
 
         Raises:
             BaseException: what the listing raised.

@@ -83,7 +83,7 @@ def build_graph(
     shared = {
         "max_queued_requests": 2 * config.max_waiting,
         "graceful_shutdown_timeout_s": config.drain_s,
-        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_surge_percent": config.surge_percent,
         "backpressure_config": _BUSY,
         "logging_config": _QUIET,
     }
