@@ -8,8 +8,8 @@ its parent; if it hangs just then, its own alarm ends it.
 
 Frames on both pipes: 4 bytes (big-endian) header length, a JSON header, then the bytes whose number the header gives.
 Measured with a 512 x 512 JPEG of 49 kB to 224 px on one of two shared cores: 5.7 ms an image through the child, 4.5 ms
-in-process; 0.33 s to start a child. Pipes that hold an image and memory that is kept took 20 % off since (9.8 to 7.9 ms,
-side by side on a slower day).
+in-process; 0.33 s to start a child. Pipes that hold an image and memory that is kept took 20 % off since (9.8 to
+7.9 ms, side by side on a slower day).
 """
 
 import contextlib
