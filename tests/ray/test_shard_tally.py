@@ -57,6 +57,13 @@ class Scorer:
         return True
 
 
+def ping_for_a_minute(scorer):
+    """Ray kills soon, not at once."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ray.get(scorer.ping.remote())
+
+
 @pytest.mark.ray
 def test_the_scorers_of_a_pool_are_ended_once_though_somebody_still_refers_to_them(local_ray):
     tally = progress.Tally.remote(Counts(), 1.0)
@@ -68,7 +75,7 @@ def test_the_scorers_of_a_pool_are_ended_once_though_somebody_still_refers_to_th
     assert ray.get(tally.end_scorers.remote()) == 2
     for scorer in scorers:
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(scorer.ping.remote())
+            ping_for_a_minute(scorer)
     assert ray.get(tally.end_scorers.remote()) == 0
 
 
