@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from zsad.backbone.load import CONFIG_FILE, WEIGHTS_FILE, build
 from zsad.train_config import TrainConfig
 
 SIDE_PX = 48
+DEADLINE_S = 240
 NUM_IMAGES = 11
 PRODUCTS = ("bolt", "steel_nut")
 MODEL_CFG = {
@@ -68,6 +70,18 @@ def config_for(backbone: Path, data: Path, output: Path, **changes: Any) -> Trai
 def learned_in(output: Path) -> dict[str, torch.Tensor]:
     """The tensors of a bundle."""
     return load_file(output / "tensors.safetensors")
+
+
+def when_epochs_are_done(output: Path, epochs: int) -> int:
+    """Wait until a training has that many epochs done; returns how many it has."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        found = sorted((output / "_training" / "checkpoints").glob("epoch-*.json"))
+        done = int(found[-1].stem.removeprefix("epoch-")) if found else 0
+        if done >= epochs:
+            return done
+        time.sleep(0.02)
+    raise AssertionError(f"no {epochs} epochs within {DEADLINE_S} s")
 
 
 def training_workers() -> list[int]:
