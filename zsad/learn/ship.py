@@ -22,6 +22,7 @@ from zsad.regions import upsample
 HELD_OUT_SEED = 10_000
 CALIBRATION_NORMALS = 1000
 SHIPPED_WINCLIP = SHIPPED / "winclip"
+SHIPPED_SETTINGS = {"contrast": 1.0, "temperature": 0.2, "top_patches": 1}  # chosen on drawn styles: docs/nano.md
 _NAME_EVERYTHING = 1e-6
 
 
@@ -54,7 +55,8 @@ def make_shipped_bundle() -> Detector:
     backbone = load_backbone("nano")
     normals = procedural_normals(backbone.image_size, CALIBRATION_NORMALS)
     words, _ = split_seen(backbone, DEFECT_WORDS)
-    fitted = load_detector("nano:winclip", device="cpu", defect_words=words).calibrated(normals, source=source).config
+    plain = load_detector("nano:winclip", device="cpu", defect_words=words, settings=SHIPPED_SETTINGS)
+    fitted = plain.calibrated(normals, source=source).config
     detector = Detector(replace(fitted, provenance={"code_version": __version__}), {})
     detector.save(str(SHIPPED_WINCLIP))
     return detector

@@ -9,6 +9,9 @@ something is wrong, one of two dense features says:
 - `windows`: the published form. Windows of 2 x 2 and 3 x 3 patches are embedded as small images; the map is the
   harmonic mean of the image score and both scales. `PUBLISHED` holds the published settings.
 
+With `contrast` the map also says which patches are unlike the rest of their own image (`own_reference`). The score does
+not: something stands out in every image. `nano` uses it; for other backbones it is off, for it was not measured there.
+
 Normal images, where given, are remembered (`remember`): the map and the score then are the mean of the zero-shot answer
 and of the distance to the nearest remembered feature. With `vv` those features are value-value patch tokens alone,
 with `windows` window embeddings of both sizes too.
@@ -32,6 +35,7 @@ from zsad.backbone.similarity import probability, similarity
 from zsad.errors import ConfigError
 from zsad.methods import memory, windows
 from zsad.methods.base import Prediction, Subject
+from zsad.methods.own_reference import unlikeness
 from zsad.prompts.ensemble import ABNORMAL_STATES, NORMAL_STATES, direction
 
 
@@ -45,6 +49,8 @@ class WinCLIPConfig:
         map_weight: share of the map's peak in the image score, [0, 1]; 0 is the published image score.
         top_patches: the peak is the mean of this many highest patches.
         vv_start: first block of the value-value path; None: the backbone's default.
+        contrast: what a patch's unlikeness to its own image adds to its margin between the states in the map, both in
+            cosines; for `vv` only, 0: off.
     """
 
     dense: Literal["vv", "windows"] = "vv"
@@ -52,6 +58,7 @@ class WinCLIPConfig:
     map_weight: float = 0.5
     top_patches: int = 3
     vv_start: int | None = None
+    contrast: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
@@ -63,6 +70,10 @@ class WinCLIPConfig:
             raise ConfigError(f"map_weight is {self.map_weight}; it must lie in [0, 1]")
         if self.top_patches < 1:
             raise ConfigError(f"top_patches is {self.top_patches}; it must be at least 1")
+        if not 0 <= self.contrast < float("inf"):
+            raise ConfigError(f"contrast is {self.contrast}; it must be 0 (off) or more")
+        if self.contrast and self.dense == "windows":
+            raise ConfigError("contrast compares patches of the value-value map; give dense=vv, or contrast=0")
 
 
 PUBLISHED = WinCLIPConfig(dense="windows", temperature=0.01, map_weight=0.0)
@@ -96,6 +107,8 @@ class WinCLIP:
         image_B = self._probability(features.image_BD)
         map_BP = self._map(features, seen, image_B)
         score_B = fused(image_B, map_BP, self.config.map_weight, self.config.top_patches)
+        if self.config.contrast:
+            map_BP = self._contrasted_map(features)
         if self._memory:
             score_B, map_BP = with_novelty(score_B, map_BP, memory.novelty(self._memory, features, seen))
         return Prediction(score_B=score_B, map_Bhw=map_BP.view(-1, *features.grid), patches_BPD=features.patches_BPD)
@@ -105,7 +118,8 @@ class WinCLIP:
         return memory.collect(self._encode(pixels_BHWC) for pixels_BHWC in batches)
 
     def _encode(self, pixels_BHWC: Tensor) -> tuple[ImageFeatures, dict[int, Tensor]]:
-        return windows.encode(self.backbone, pixels_BHWC, sizes=self._sizes, vv_start=self.config.vv_start)
+        taps = (self.backbone.num_layers - 1,) if self.config.contrast else ()
+        return windows.encode(self.backbone, pixels_BHWC, sizes=self._sizes, vv_start=self.config.vv_start, taps=taps)
 
     def _map(self, features: ImageFeatures, seen: Mapping[int, Tensor], image_B: Tensor) -> Tensor:
         """The zero-shot map (B, P)."""
@@ -113,6 +127,12 @@ class WinCLIP:
             return self._probability(features.patches_BPD)
         scales = [windows.harmonic_map(self._probability(x), features.grid, size) for size, x in seen.items()]
         return windows.harmonic_mean([image_B[:, None].expand_as(scales[0]), *scales])
+
+    def _contrasted_map(self, features: ImageFeatures) -> Tensor:
+        """The value-value map (B, P) with what each patch stands out by."""
+        unlikeness_BP = unlikeness(features.taps[self.backbone.num_layers - 1])
+        margins_BP = margin(features.patches_BPD, self.states_2D) + self.config.contrast * unlikeness_BP
+        return probability(margins_BP / self.config.temperature)
 
     def _probability(self, features: Tensor) -> Tensor:
         return abnormal_probability(features, self.states_2D, self.config.temperature)
@@ -129,8 +149,13 @@ def abnormal_probability(features: Tensor, states_2D: Tensor, temperature: float
     Returns:
         (...) in (0, 1).
     """
-    logits = similarity(features, states_2D) / temperature
-    return probability(logits[..., 1] - logits[..., 0])
+    return probability(margin(features, states_2D) / temperature)
+
+
+def margin(features: Tensor, states_2D: Tensor) -> Tensor:
+    """By how much features (..., D) are nearer to the abnormal direction than to the normal one, a difference (...)."""
+    cosines = similarity(features, states_2D)
+    return cosines[..., 1] - cosines[..., 0]
 
 
 def fused(image_B: Tensor, map_BP: Tensor, map_weight: float, top_patches: int) -> Tensor:

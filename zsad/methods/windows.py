@@ -14,7 +14,7 @@ Cost: (1 + k * k) * M tokens a size; 2 x 2 and 3 x 3 on a 15 x 15 grid are 2,670
 Source: WinCLIP (arXiv 2303.14814), section 4.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
 
 import torch
@@ -31,14 +31,19 @@ _GPU_SEQUENCES = 8192
 
 
 def encode(
-    backbone: Backbone, pixels_BHWC: Tensor, *, sizes: Sequence[int], vv_start: int | None = None
+    backbone: Backbone,
+    pixels_BHWC: Tensor,
+    *,
+    sizes: Sequence[int],
+    vv_start: int | None = None,
+    taps: Collection[int] = (),
 ) -> tuple[ImageFeatures, dict[int, Tensor]]:
-    """Features of whole images, and window embeddings (B, M, D) per size.
+    """Features of whole images with their taps, and window embeddings (B, M, D) per size.
 
     Raises:
         ConfigError: if a window is larger than the patch grid.
     """
-    features = backbone.encode_image(pixels_BHWC, vv_start=vv_start)
+    features = backbone.encode_image(pixels_BHWC, vv_start=vv_start, taps=taps)
     if not sizes:
         return features, {}
     tokens_BNW = vision.embed(backbone.model.visual, backbone.normalise(pixels_BHWC))

@@ -44,7 +44,7 @@ class StubBackbone:
             angle = math.pi / 2 if is_abnormal and not self.same else 0.0
         return torch.tensor([math.cos(angle), math.sin(angle)])
 
-    def encode_image(self, pixels, *, vv_start=None):  # noqa: D102
+    def encode_image(self, pixels, *, vv_start=None, taps=()):  # noqa: D102
         image, patches = torch.tensor([self.image]), torch.tensor([self.patches])
         return ImageFeatures(image_BD=image, patches_BPD=patches, grid=self.grid, taps={})
 

@@ -11,7 +11,8 @@ from zsad.backbone import ImageFeatures
 from zsad.errors import ConfigError
 from zsad.methods import METHODS, WinCLIP, WinCLIPConfig, memory
 from zsad.methods.base import FewShot, Subject
-from zsad.methods.winclip import PUBLISHED, abnormal_probability
+from zsad.methods.own_reference import unlikeness
+from zsad.methods.winclip import PUBLISHED, abnormal_probability, margin
 from zsad.methods.windows import encode, harmonic_map, harmonic_mean
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
@@ -20,8 +21,10 @@ LN3 = math.log(3)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
 class StubBackbone:
     """Two axes: normal texts point along the first, abnormal ones along the second."""
 
-    def __init__(self, image, patches, grid, *, same=False):
-        self.image, self.patches, self.grid, self.same = image, patches, grid, same
+    num_layers = 4
+
+    def __init__(self, image, patches, grid, *, same=False, tokens=None):
+        self.image, self.patches, self.grid, self.same, self.tokens = image, patches, grid, same, tokens
         self.vv_start = "never asked"
 
     def encode_text(self, strings):  # noqa: D102
@@ -30,10 +33,11 @@ class StubBackbone:
 
         return torch.stack([torch.eye(2)[int(not self.same and is_abnormal(text))] for text in strings])
 
-    def encode_image(self, pixels, *, vv_start=None):  # noqa: D102
+    def encode_image(self, pixels, *, vv_start=None, taps=()):  # noqa: D102
         self.vv_start = vv_start
         image, patches = torch.tensor([self.image]), torch.tensor([self.patches])
-        return ImageFeatures(image_BD=image, patches_BPD=patches, grid=self.grid, taps={})
+        kept = {tap: torch.tensor([self.tokens]) for tap in taps}
+        return ImageFeatures(image_BD=image, patches_BPD=patches, grid=self.grid, taps=kept)
 
 
 def along(logit, temperature=0.07):
@@ -76,6 +80,24 @@ def test_temperature_divides_the_margin():
     found = predict(StubBackbone(along(LN3, 0.5), [along(-LN3, 0.5)], (1, 1)), temperature=0.5, map_weight=0.0)
     torch.testing.assert_close(found.score_B, torch.tensor([0.75]))
     torch.testing.assert_close(found.map_Bhw, torch.tensor([[[0.25]]]))
+
+
+def test_contrast_adds_what_a_patch_is_unlike_its_own_image():
+    """Last block's tokens x, x, x, y: unlike 0, 0, 0, 1, less the mean 1/4; each moves the margin in cosines."""
+    tokens = [[1.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 3.0]]
+    backbone = StubBackbone(along(0.0), [along(0.0)] * 4, (2, 2), tokens=tokens)
+    found = predict(backbone, contrast=4 * 0.07 * LN3)
+    torch.testing.assert_close(found.map_Bhw, torch.tensor([[[0.25, 0.25], [0.25, 27 / 28]]]))
+    assert found.score_B.tolist() == [0.5]  # says where, not whether
+
+
+def test_contrast_takes_the_last_block_of_a_real_tower(tiny_backbone):
+    pixels = tiny_model.pixels(2, 32, 64)
+    last = tiny_backbone.num_layers - 1
+    features = tiny_backbone.encode_image(pixels, taps=[last])
+    method = WinCLIP(WinCLIPConfig(contrast=2.0), tiny_backbone, Subject(object_name="cable"))
+    margins = margin(features.patches_BPD, method.states_2D) + 2 * unlikeness(features.taps[last])
+    torch.testing.assert_close(method.predict(pixels).map_Bhw, torch.sigmoid(margins / 0.07).view(2, 4, 8))
 
 
 def test_equal_directions_say_nothing():
@@ -209,6 +231,9 @@ def test_braces_in_the_object_name_are_ordinary_characters(tiny_backbone):
         ({"map_weight": -0.1}, "map_weight is -0.1"),
         ({"map_weight": 1.1}, "map_weight is 1.1"),
         ({"top_patches": 0}, "top_patches is 0"),
+        ({"contrast": -1.0}, "contrast is -1.0"),
+        ({"contrast": float("inf")}, "contrast is inf"),
+        ({"contrast": 1.0, "dense": "windows"}, "give dense=vv, or contrast=0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, words):
