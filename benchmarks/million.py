@@ -106,7 +106,7 @@ def listing(size: int, folder: Path, lister: SyntheticList | None) -> dict[str, 
         output,
         "run",
         ListingOptions(rows_per_shard=64),
-        announce=lambda shards: first.append(time.monotonic() - began) if shards and not first else None,
+        announce=lambda shards, _rows: first.append(time.monotonic() - began) if shards and not first else None,
     )
     seconds = time.monotonic() - began
     check(summary.num_objects, size if lister else size + num_odd())

@@ -127,14 +127,17 @@ class BatchConfig:
         if self.since == LAST and self.restart:
             raise ConfigError("--since last needs the rows of the last run, which --restart drops; give a time")
 
-    def listing(self, rows_per_shard: int = 1, newer_than: datetime | None = None) -> ListingOptions:
-        """Which objects to list; `newer_than` is what `since` means for a run."""
+    def listing(
+        self, rows_per_shard: int = 1, later_rows_per_shard: int | None = None, *, newer_than: datetime | None = None
+    ) -> ListingOptions:
+        """Which objects to list, into which shards; `newer_than` is what `since` means for a run."""
         return ListingOptions(
             include=self.include,
             exclude=self.exclude,
             limit=self.limit or None,
             newer_than=newer_than,
             rows_per_shard=rows_per_shard,
+            later_rows_per_shard=later_rows_per_shard,
         )
 
     def method_settings(self) -> dict[str, Any]:

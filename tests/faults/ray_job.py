@@ -71,5 +71,5 @@ if __name__ == "__main__":
     ray.cloudpickle.register_pickle_by_value(hash_scorer)
     ray.init("auto", runtime_env={"env_vars": SPEC["env"]}, logging_level="ERROR", log_to_driver=False)
     batch.ShardScorer, finish.write_gallery = LoggingScorer, no_gallery
-    batch.CPU_SHARD_ROWS = SPEC["shard_rows"]
+    batch.CPU_SHARD_ROWS, batch.LATER_CPU_SHARDS = SPEC["shard_rows"], 1
     sys.exit(run_job(BatchConfig, batch.score_bucket, SPEC["arguments"]))

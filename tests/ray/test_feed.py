@@ -20,13 +20,13 @@ def test_the_first_wave_is_soon_and_the_others_wait_for_more(monkeypatch):
     go_on = threading.Event()
 
     def write(announce):
-        announce(0)
-        announce(3)
+        announce(0, 0)
+        announce(3, 30)
         assert go_on.wait(30)
-        announce(5)
+        announce(5, 50)
         return summary(7)
 
-    with ManifestFeed(write, rows_per_shard=10) as found:
+    with ManifestFeed(write) as found:
         assert found.take() == range(3)
         assert found.num_listed_rows() == 30
         with pytest.raises(ZsadError, match="not finished"):
@@ -39,11 +39,11 @@ def test_the_first_wave_is_soon_and_the_others_wait_for_more(monkeypatch):
 
 def test_a_short_listing_is_one_wave():
     def write(announce):
-        announce(3)
+        announce(3, 30)
         time.sleep(0.3)
         return summary(7)
 
-    with ManifestFeed(write, rows_per_shard=10) as found:
+    with ManifestFeed(write) as found:
         assert [found.take(), found.take()] == [range(7), range(7, 7)]
 
 
@@ -53,12 +53,12 @@ def test_a_wave_does_not_wait_for_ever(monkeypatch):
     end = threading.Event()
 
     def write(announce):
-        announce(1)
-        announce(2)
+        announce(1, 10)
+        announce(2, 20)
         assert end.wait(30)
         return summary(2)
 
-    with ManifestFeed(write, rows_per_shard=10) as found:
+    with ManifestFeed(write) as found:
         taken = [*found.take()]
         while len(taken) < 2:
             taken += found.take()
@@ -68,21 +68,21 @@ def test_a_wave_does_not_wait_for_ever(monkeypatch):
 
 def test_a_wave_is_bounded(monkeypatch):
     monkeypatch.setattr(feed, "MOST_SHARDS", 4)
-    with ManifestFeed(lambda _announce: summary(10), rows_per_shard=10) as found:
+    with ManifestFeed(lambda _announce: summary(10)) as found:
         assert [found.take() for _ in range(4)] == [range(4), range(4, 8), range(8, 10), range(10, 10)]
 
 
 def test_an_empty_listing_has_no_wave():
-    with ManifestFeed(lambda _announce: summary(0), rows_per_shard=10) as found:
+    with ManifestFeed(lambda _announce: summary(0)) as found:
         assert not found.take()
 
 
 def test_a_failed_listing_is_raised_even_with_shards_left():
     def write(announce):
-        announce(2)
+        announce(2, 20)
         raise StorageError("the bucket is gone")
 
-    with ManifestFeed(write, rows_per_shard=10) as found:
+    with ManifestFeed(write) as found:
         found._thread.join(30)
         with pytest.raises(StorageError, match="the bucket is gone"):
             found.take()
@@ -94,14 +94,14 @@ def test_a_run_that_ends_early_stops_its_listing():
     started, ended = threading.Event(), threading.Event()
 
     def write(announce):
-        announce(1)
+        announce(1, 10)
         started.set()
         try:
             while True:
-                announce(1)
+                announce(1, 10)
         finally:
             ended.set()
 
-    with ManifestFeed(write, rows_per_shard=10):
+    with ManifestFeed(write):
         assert started.wait(30)
     assert ended.wait(30)

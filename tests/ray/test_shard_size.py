@@ -27,3 +27,10 @@ def test_a_shard_is_whole_batches_that_fit(size, rows):
     batch_size = 16 if size < 1000 else 8
     config = config_for("in", "out", batch_size=batch_size)
     assert shard_rows(config, Preprocess(size=size), most_bytes=16 * MIB) == rows
+
+
+def test_later_shards_are_larger_where_they_fit():
+    """256 of 224 px are 37 MiB; 16 MiB hold 111 of them, that is 6 batches of 16."""
+    config, preprocess = config_for("in", "out", batch_size=16), Preprocess(size=224)
+    assert shard_rows(config, preprocess, is_later=True) == 256
+    assert shard_rows(config, preprocess, most_bytes=16 * MIB, is_later=True) == 96

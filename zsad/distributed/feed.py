@@ -26,17 +26,15 @@ class ManifestFeed:
     """Runs a listing in a thread and hands out its shards; use it as a context manager.
 
     Args:
-        write: lists, calling its argument with the number of shards that can be read; what `write_manifest` does.
-        rows_per_shard: to know how many shards are a full wave.
+        write: lists, calling its argument with the numbers of shards that can be read and of their rows; what
+            `write_manifest` does.
     """
 
-    def __init__(self, write: Callable[[Callable[[int], None]], ManifestSummary], rows_per_shard: int) -> None:
+    def __init__(self, write: Callable[[Callable[[int, int], None]], ManifestSummary]) -> None:
         self._write = write
-        self._rows_per_shard = rows_per_shard
-        self._fewest = min(MOST_SHARDS, -(-FEWEST_ROWS // rows_per_shard))
         self._changed = threading.Condition()
-        self._num_listed = 0
-        self._num_taken = 0
+        self._num_listed = self._num_listed_rows = 0
+        self._num_taken = self._num_taken_rows = 0
         self._summary: ManifestSummary | None = None
         self._error: BaseException | None = None
         self._is_stopped = False
@@ -62,13 +60,16 @@ class ManifestFeed:
         patience_s = PATIENCE_S if self._num_taken else FIRST_PATIENCE_S
         with self._changed:
             self._changed.wait_for(lambda: self._is_over() or self._num_listed > self._num_taken)
-            self._changed.wait_for(
-                lambda: self._is_over() or self._num_listed - self._num_taken >= self._fewest, timeout=patience_s
-            )
+            self._changed.wait_for(lambda: self._is_over() or self._is_full(), timeout=patience_s)
             self.check()
             wave = range(self._num_taken, min(self._num_listed, self._num_taken + MOST_SHARDS))
-            self._num_taken = wave.stop
+            self._num_taken, self._num_taken_rows = wave.stop, self._num_listed_rows
         return wave
+
+    def _is_full(self) -> bool:
+        """Whether there is a wave that need not wait for more."""
+        is_most = self._num_listed - self._num_taken >= MOST_SHARDS
+        return is_most or self._num_listed_rows - self._num_taken_rows >= FEWEST_ROWS
 
     def check(self) -> None:
         """Raise what the listing raised, if it failed."""
@@ -87,7 +88,7 @@ class ManifestFeed:
 
     def num_listed_rows(self) -> int:
         """Rows to score that are known so far; exact once the listing is finished."""
-        return self._summary.num_objects if self._summary else self._num_listed * self._rows_per_shard
+        return self._num_listed_rows
 
     def _is_over(self) -> bool:
         return self._summary is not None or self._error is not None
@@ -101,13 +102,13 @@ class ManifestFeed:
                 self._changed.notify_all()
             return
         with self._changed:
-            self._num_listed = summary.num_shards
+            self._num_listed, self._num_listed_rows = summary.num_shards, summary.num_objects
             self._summary = summary
             self._changed.notify_all()
 
-    def _announce(self, num_shards: int) -> None:
+    def _announce(self, num_shards: int, num_rows: int) -> None:
         if self._is_stopped:
             raise ZsadError("the run ended before its listing")
         with self._changed:
-            self._num_listed = num_shards
+            self._num_listed, self._num_listed_rows = num_shards, num_rows
             self._changed.notify_all()

@@ -3,7 +3,8 @@
 A shard is a row group; `SHARDS_PER_FILE` of them are one file, written once, whose metadata says how far the listing
 was after its last row. So a second start reads the files that are there and lists on behind their last key, and the
 finished manifest is the one that an uninterrupted listing of the same objects gives. Shards may be scored as soon as
-their file is there.
+their file is there. Those of all files but the first may be larger: a small bucket then feeds all scorers, and a large
+one does not pay for many small shards.
 
 Memory: one file of rows (32 shards), whatever the number of objects. Ray reads the shards, never a list of paths.
 Cost: one write for each 32 shards; reading one shard reads its file, of which the last two are kept.
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from io import BytesIO
+from itertools import islice
 from typing import Protocol
 
 import pyarrow as pa
@@ -63,7 +65,8 @@ class ListingOptions:
 
     `include` and `exclude` are case-sensitive globs on the key in which `*` also matches `/` (`*.png`, `line1/*`); no
     `include` means everything. Objects modified before `newer_than` and without a row in the last run are left out.
-    `limit` is the largest number of objects, None for all.
+    `limit` is the largest number of objects, None for all. Shards of the first file hold `rows_per_shard` objects,
+    those of later ones `later_rows_per_shard`, None for the same.
 
     Raises:
         ConfigError: a number is not positive.
@@ -74,10 +77,13 @@ class ListingOptions:
     newer_than: datetime | None = None
     limit: int | None = None
     rows_per_shard: int = 1000
+    later_rows_per_shard: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rows_per_shard < 1:
-            raise ConfigError(f"rows_per_shard must be at least 1, not {self.rows_per_shard}")
+        for name in ("rows_per_shard", "later_rows_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, not {self.limit}")
 
@@ -99,9 +105,11 @@ class ManifestSummary:
 
 @dataclass(slots=True, kw_only=True)
 class _Progress:
-    """How far a listing is after a file; `carried` is `Carrier.progress` since the file before."""
+    """How far a listing is after a file of `file_rows`; `carried` is `Carrier.progress` since the file before."""
 
     rows_per_shard: int
+    later_rows_per_shard: int
+    file_rows: int
     num_files: int = 0
     last_key: str = ""
     num_objects: int = 0
@@ -113,12 +121,18 @@ class _Progress:
     @property
     def num_shards(self) -> int:
         """Shards of the files so far, the last of which may be short."""
-        return -(-self.num_objects // self.rows_per_shard)
+        if not self.num_files:
+            return 0
+        return (self.num_files - 1) * SHARDS_PER_FILE + -(-self.file_rows // self.shard_rows(self.num_files - 1))
 
     @property
     def is_closed(self) -> bool:
         """Whether the last file is not full, so that the listing had ended; what came later is for the next run."""
-        return self.num_objects % (self.rows_per_shard * SHARDS_PER_FILE) != 0
+        return self.num_files > 0 and self.file_rows < self.shard_rows(self.num_files - 1) * SHARDS_PER_FILE
+
+    def shard_rows(self, file: int) -> int:
+        """Rows of a full shard of file number `file`."""
+        return self.later_rows_per_shard if file else self.rows_per_shard
 
     def summary(self) -> ManifestSummary:
         names = ("num_shards", "num_objects", "num_bytes", "num_carried", "num_older")
@@ -170,7 +184,11 @@ def summarise_listing(source: Lister, options: ListingOptions) -> ManifestSummar
     for info in iter_listing(source, options):
         num_objects += 1
         num_bytes += info.size_bytes or 0
-    num_shards = -(-num_objects // options.rows_per_shard)
+    first = min(num_objects, options.rows_per_shard * SHARDS_PER_FILE)
+    later = num_objects - first
+    num_shards = -(-first // options.rows_per_shard) + -(
+        -later // (options.later_rows_per_shard or options.rows_per_shard)
+    )
     return ManifestSummary(num_shards=num_shards, num_objects=num_objects, num_bytes=num_bytes)
 
 
@@ -182,7 +200,7 @@ def write_manifest(
     *,
     carrier: Carrier | None = None,
     guard: Callable[[], None] = lambda: None,
-    announce: Callable[[int], None] = lambda _num_shards: None,
+    announce: Callable[[int, int], None] = lambda _num_shards, _num_rows: None,
 ) -> ManifestSummary:
     """List `source` into manifest shards and close them with `manifest/_DONE.json`; goes on with what is there.
 
@@ -190,11 +208,11 @@ def write_manifest(
         source: the images.
         output: the report's store, not inside `source`.
         run_id: of the run.
-        options: what to list, and how many objects a shard holds; an interrupted manifest keeps its shard size.
+        options: what to list, and how many objects a shard holds; an interrupted manifest keeps its shard sizes.
         carrier: a new one that finds the objects whose row of an older run stays valid; they are kept out of the
             shards, and their rows are saved for `publish_run`.
         guard: called before each write; raises when the lease is lost.
-        announce: called with the number of shards that can be read, after each file.
+        announce: called with the numbers of shards that can be read and of their rows, after each file.
 
     Raises:
         ConfigError: `output` lies inside `source`, so that the report would be listed as images.
@@ -204,12 +222,12 @@ def write_manifest(
     if source.contains(output):
         raise ConfigError(f"the output {output.url} lies inside the input {source.url}; choose one outside")
     progress = _resume(output, run_id, options, carrier)
-    announce(progress.num_shards)
+    announce(progress.num_shards, progress.num_objects)
     kept = _kept(source, options, carrier, progress)
-    for rows in _in_groups(kept, progress.rows_per_shard * SHARDS_PER_FILE):
+    while rows := list(islice(kept, progress.shard_rows(progress.num_files) * SHARDS_PER_FILE)):
         guard()
         _write_file(output, run_id, rows, progress, carrier)
-        announce(progress.num_shards)
+        announce(progress.num_shards, progress.num_objects)
     guard()
     if carrier is not None:
         carrier.save(output, run_id)
@@ -248,11 +266,13 @@ def _write_file(
 ) -> None:
     """Write the next file, with the progress after its last row."""
     key = manifest_key(run_id, progress.num_files)
+    shard_rows = progress.shard_rows(progress.num_files)
     progress.num_files += 1
+    progress.file_rows = len(rows)
     progress.carried = carrier.progress() if carrier else {}
     table = objects_to_table(rows).replace_schema_metadata({_PROGRESS_KEY: canonical_json(asdict(progress))})
     sink = BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=progress.rows_per_shard)
+    pq.write_table(table, sink, compression="zstd", row_group_size=shard_rows)
     if not output.put_if_absent(key, sink.getvalue()):
         raise CommitConflict(f"{output.uri(key)} was written by another driver meanwhile; run again")
 
@@ -261,7 +281,8 @@ def _resume(output: Store, run_id: str, options: ListingOptions, carrier: Carrie
     """The progress after the last file that is there; `carrier` gets to know what was seen before it."""
     num_files = _count_files(output, run_id)
     if not num_files:
-        return _Progress(rows_per_shard=options.rows_per_shard)
+        later = options.later_rows_per_shard or options.rows_per_shard
+        return _Progress(rows_per_shard=options.rows_per_shard, later_rows_per_shard=later, file_rows=0)
     if carrier is not None:
         for number in range(num_files):
             carrier.restore(_read_progress(output, run_id, number).carried)
@@ -285,9 +306,10 @@ def _count_files(output: Store, run_id: str) -> int:
 def _read_progress(output: Store, run_id: str, number: int) -> _Progress:
     key = manifest_key(run_id, number)
     stored = pq.read_schema(BytesIO(_file(output, key))).metadata or {}
-    if _PROGRESS_KEY not in stored:
-        raise StorageError(f"{output.uri(key)} does not say how far its listing was; give --restart")
-    return _Progress(**json.loads(stored[_PROGRESS_KEY]))
+    try:
+        return _Progress(**json.loads(stored[_PROGRESS_KEY]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{output.uri(key)} does not say how far its listing was; give --restart") from error
 
 
 def load_manifest_summary(output: Store, run_id: str) -> ManifestSummary | None:
@@ -314,17 +336,6 @@ def objects_to_table(objects: Iterable[ObjectInfo]) -> pa.Table:
     rows = list(objects)
     columns = {name: [getattr(info, name) for info in rows] for name in MANIFEST_SCHEMA.names}
     return pa.table(columns, schema=MANIFEST_SCHEMA)
-
-
-def _in_groups(items: Iterable[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:
-    group: list[ObjectInfo] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _any_glob(patterns: Sequence[str]) -> Callable[[str], bool]:

@@ -1,9 +1,11 @@
 """A listing becomes shards: filtered, in order, each object once, in bounded memory."""
 
+import io
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import pyarrow.parquet as pq
 import pytest
 
 from zsad.errors import CommitConflict, ConfigError, StorageError
@@ -12,6 +14,7 @@ from zsad.report.manifest import (
     ListingOptions,
     iter_listing,
     load_manifest_summary,
+    objects_to_table,
     read_manifest_shard,
     summarise_listing,
     write_manifest,
@@ -130,15 +133,17 @@ KEYS = [f"{number:04d}" for number in range(3 * SHARDS_PER_FILE + 5)]
 
 
 @pytest.mark.parametrize("place", [0, 5, SHARDS_PER_FILE - 1, SHARDS_PER_FILE, 3 * SHARDS_PER_FILE, len(KEYS) - 1])
-def test_a_second_start_goes_on_and_ends_with_the_same_manifest(tmp_path, place):
-    options = ListingOptions(rows_per_shard=1)
+@pytest.mark.parametrize("later", [1, 2])
+def test_a_second_start_goes_on_and_ends_with_the_same_manifest(tmp_path, place, later):
+    options = ListingOptions(rows_per_shard=1, later_rows_per_shard=later)
     whole, resumed = open_store(str(tmp_path / "whole")), open_store(str(tmp_path / "resumed"))
     write_manifest(ListedStore(KEYS), whole, "r", options)
     source = BreakingStore(KEYS, KEYS[place])
     with pytest.raises(StorageError, match="the connection broke"):
         write_manifest(source, resumed, "r", options)
     write_manifest(source, resumed, "r", ListingOptions(rows_per_shard=7))  # an interrupted manifest keeps its shards
-    num_kept = place // SHARDS_PER_FILE * SHARDS_PER_FILE
+    ends = [0, SHARDS_PER_FILE, *range((1 + later) * SHARDS_PER_FILE, len(KEYS), later * SHARDS_PER_FILE)]
+    num_kept = max(end for end in ends if end <= place)
     assert source.starts == ["", KEYS[num_kept - 1] if num_kept else ""]
     if num_kept:
         assert manifest_bytes(resumed) == manifest_bytes(whole)
@@ -156,11 +161,32 @@ def test_a_listing_that_had_ended_is_not_gone_on_with(tmp_path):
 def test_shards_are_announced_when_they_can_be_read(tmp_path):
     output, told = open_store(str(tmp_path)), []
 
-    def announce(num_shards):
-        told.append((num_shards, [read_manifest_shard(output, "r", shard)[0].key for shard in range(num_shards)]))
+    def announce(num_shards, num_rows):
+        firsts = [read_manifest_shard(output, "r", shard)[0].key for shard in range(num_shards)]
+        told.append((num_shards, num_rows, firsts))
 
     write_manifest(ListedStore(KEYS), output, "r", ListingOptions(rows_per_shard=2), announce=announce)
-    assert told == [(0, []), (32, KEYS[0:64:2]), (51, KEYS[0:101:2])]
+    assert told == [(0, 0, []), (32, 64, KEYS[0:64:2]), (51, 101, KEYS[0:101:2])]
+
+
+def test_shards_of_later_files_are_as_large_as_asked(tmp_path):
+    """101 keys: 32 shards of one, then 69 in shards of ten, the last with nine."""
+    output, options = open_store(str(tmp_path)), ListingOptions(rows_per_shard=1, later_rows_per_shard=10)
+    summary = write_manifest(ListedStore(KEYS), output, "r", options)
+    assert summary == summarise_listing(ListedStore(KEYS), options)
+    sizes = [len(read_manifest_shard(output, "r", shard)) for shard in range(summary.num_shards)]
+    assert sizes == [1] * 32 + [10] * 6 + [9]
+    assert [info.key for info in listed_rows(output)] == KEYS
+
+
+def test_progress_that_cannot_be_read_is_not_guessed(tmp_path):
+    output = open_store(str(tmp_path))
+    table = objects_to_table([]).replace_schema_metadata({b"zsad.listing": b'{"rows_per_shard": 2}'})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    output.put("runs/r/manifest/00000000.parquet", sink.getvalue())
+    with pytest.raises(StorageError, match="does not say how far its listing was; give --restart"):
+        write_manifest(ListedStore(KEYS), output, "r", ListingOptions())
 
 
 def test_a_file_that_another_driver_wrote_is_never_replaced(tmp_path):
@@ -200,7 +226,7 @@ def test_an_output_inside_the_input_is_refused(source):
         write_manifest(source, source.sub("report"), "r", ListingOptions())
 
 
-@pytest.mark.parametrize("wrong", [{"limit": 0}, {"rows_per_shard": 0}])
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"rows_per_shard": 0}, {"later_rows_per_shard": 0}])
 def test_options_are_checked(wrong):
     with pytest.raises(ConfigError):
         ListingOptions(**wrong)
