@@ -435,6 +435,37 @@ def test_a_rolling_redeployment_loses_no_request(endpoint, pictures):
     wait_for(lambda: not before & {process.pid for process in processes("ray::ServeReplica")})
 
 
+@pytest.mark.slow
+def test_two_scorers_and_two_ingresses_answer_as_one_of_each_does(endpoint, pictures):
+    """The old replicas stop first: two CPUs have no room for both graphs."""
+    from ray import serve as ray_serve
+
+    from zsad.distributed.serving import build_graph
+
+    def ask(picture: bytes) -> dict:
+        with endpoint.client() as own:
+            response = own.post("/v1/inspect", content=picture)
+            assert response.status_code == 200, response.text
+            return {name: response.json()[name] for name in ("score", "raw_score", "defect_type", "regions")}
+
+    def cpu_s(kind: str) -> dict[int, float]:
+        replicas = [p for p in processes("ray::ServeReplica") if kind in p.cmdline()[0]]
+        return {p.pid: sum(p.cpu_times()[:2]) for p in replicas}
+
+    wait_until_ready(endpoint)
+    expected = [ask(picture) for picture in pictures]
+    doubled = replace(endpoint.config, num_scorers=2, num_ingress=2, surge_percent=0)
+    ray_serve.run(build_graph(doubled, {"index.html": b"<p>page</p>"}, {}))
+    wait_for(lambda: all(len(cpu_s(kind)) == 2 for kind in ("Scorer", "Ingress")))
+    wait_until_ready(endpoint)
+    before = {kind: cpu_s(kind) for kind in ("Scorer", "Ingress")}
+    with ThreadPoolExecutor(8) as askers:
+        answers = list(askers.map(ask, pictures * 20))
+    assert answers == expected * 20
+    for kind, used in before.items():
+        assert all(after > used[pid] + 0.1 for pid, after in cpu_s(kind).items()), kind
+
+
 def test_ready_turns_before_anything_stops(endpoint, client, pictures):
     """The last test of this file: the app says "not ready" from here on."""
     from zsad.distributed.serving import drain

@@ -42,6 +42,7 @@ def images(tmp_path):
 @pytest.fixture
 def shards_of_one(monkeypatch):
     monkeypatch.setattr(batch, "CPU_SHARD_ROWS", 1)
+    monkeypatch.setattr(batch, "LATER_CPU_SHARDS", 1)
     monkeypatch.setattr(feed, "FEWEST_ROWS", 1)
 
 

@@ -22,6 +22,7 @@ from zsad.regions import upsample
 HELD_OUT_SEED = 10_000
 CALIBRATION_NORMALS = 1000
 SHIPPED_WINCLIP = SHIPPED / "winclip"
+SHIPPED_REGION_PATCHES = 0.25  # of 46 regions on 400 drawn images that small, all touched the defect
 SHIPPED_SETTINGS = {"contrast": 1.0, "temperature": 0.2, "top_patches": 1}  # chosen on drawn styles: docs/nano.md
 _NAME_EVERYTHING = 1e-6
 
@@ -57,7 +58,8 @@ def make_shipped_bundle() -> Detector:
     words, _ = split_seen(backbone, DEFECT_WORDS)
     plain = load_detector("nano:winclip", device="cpu", defect_words=words, settings=SHIPPED_SETTINGS)
     fitted = plain.calibrated(normals, source=source).config
-    detector = Detector(replace(fitted, provenance={"code_version": __version__}), {})
+    shipped = replace(fitted, min_region_patches=SHIPPED_REGION_PATCHES, provenance={"code_version": __version__})
+    detector = Detector(shipped, {})
     detector.save(str(SHIPPED_WINCLIP))
     return detector
 
