@@ -454,7 +454,7 @@ def test_two_scorers_and_two_ingresses_answer_as_one_of_each_does(endpoint, pict
 
     wait_until_ready(endpoint)
     expected = [ask(picture) for picture in pictures]
-    doubled = replace(endpoint.config, num_scorers=2, num_ingress=2, surge_percent=0)
+    doubled = replace(endpoint.config, num_scorers=2, max_scorers=2, num_ingress=2, surge_percent=0)
     ray_serve.run(build_graph(doubled, {"index.html": b"<p>page</p>"}, {}))
     wait_for(lambda: all(len(cpu_s(kind)) == 2 for kind in ("Scorer", "Ingress")))
     wait_until_ready(endpoint)
