@@ -87,6 +87,11 @@ class ListingOptions:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, not {self.limit}")
 
+    @property
+    def later_rows(self) -> int:
+        """Objects of a shard behind the first file."""
+        return self.later_rows_per_shard or self.rows_per_shard
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestSummary:
@@ -185,10 +190,7 @@ def summarise_listing(source: Lister, options: ListingOptions) -> ManifestSummar
         num_objects += 1
         num_bytes += info.size_bytes or 0
     first = min(num_objects, options.rows_per_shard * SHARDS_PER_FILE)
-    later = num_objects - first
-    num_shards = -(-first // options.rows_per_shard) + -(
-        -later // (options.later_rows_per_shard or options.rows_per_shard)
-    )
+    num_shards = -(-first // options.rows_per_shard) + -(-(num_objects - first) // options.later_rows)
     return ManifestSummary(num_shards=num_shards, num_objects=num_objects, num_bytes=num_bytes)
 
 
@@ -281,8 +283,7 @@ def _resume(output: Store, run_id: str, options: ListingOptions, carrier: Carrie
     """The progress after the last file that is there; `carrier` gets to know what was seen before it."""
     num_files = _count_files(output, run_id)
     if not num_files:
-        later = options.later_rows_per_shard or options.rows_per_shard
-        return _Progress(rows_per_shard=options.rows_per_shard, later_rows_per_shard=later, file_rows=0)
+        return _Progress(rows_per_shard=options.rows_per_shard, later_rows_per_shard=options.later_rows, file_rows=0)
     if carrier is not None:
         for number in range(num_files):
             carrier.restore(_read_progress(output, run_id, number).carried)
