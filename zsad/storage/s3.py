@@ -148,9 +148,11 @@ class S3Store(Store):
 
     def arrow_filesystem(self) -> tuple[Any, str]:
         """s3fs with retries of its own, seen through Arrow; see `Store.arrow_filesystem`."""
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
+        from pyarrow.fs import PyFileSystem
 
-        return PyFileSystem(FSSpecHandler(_filesystem(is_for_arrow=True))), self.url.removeprefix("s3://")
+        from zsad.storage.s3_arrow import PoolHandler
+
+        return PyFileSystem(PoolHandler(partial(_filesystem, is_for_arrow=True))), self.url.removeprefix("s3://")
 
     def _checked_uri(self, key: str) -> str:
         require_plain_key(key, self.url)
