@@ -7,6 +7,7 @@ weights come through open_clip's loader (network or its cache), restricted to te
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zsad.backbone.stem import ConvStem
 from zsad.errors import ModelError
 
 NANO = Path(__file__).parent.parent / "nano"
@@ -60,7 +62,7 @@ def _load_folder(folder: Path) -> Loaded:
             raise ModelError(f"{folder}: no {required}; a backbone folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-        model = build(config["model_cfg"])
+        model = build(config["model_cfg"], _stem(config))
         vv_start = _vv_start(config, config["model_cfg"]["vision_cfg"]["layers"])
         words = _words(config)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
@@ -79,6 +81,21 @@ def _vv_start(config: dict[str, Any], num_layers: int) -> int | None:
     return vv_start
 
 
+def _stem(config: dict[str, Any]) -> tuple[int, ...] | None:
+    channels = config.get("zsad", {}).get("stem")
+    if channels is None:
+        return None
+    vision = config["model_cfg"]["vision_cfg"]
+    if not isinstance(channels, list) or not all(type(count) is int and 2 <= count <= 4096 for count in channels):
+        raise ValueError(f"zsad.stem is {channels!r}; it must be a list of channel counts from 2 to 4096")
+    if not channels or channels[-1] != vision["width"] or 2 ** len(channels) != vision["patch_size"]:
+        raise ValueError(
+            f"zsad.stem is {channels!r}; it must end with the tower's width {vision['width']} and halve the resolution "
+            f"down to patches of {vision['patch_size']} px"
+        )
+    return tuple(channels)
+
+
 def _words(config: dict[str, Any]) -> frozenset[str] | None:
     words = config.get("zsad", {}).get("words")
     if words is None:
@@ -88,13 +105,16 @@ def _words(config: dict[str, Any]) -> frozenset[str] | None:
     return frozenset(words)
 
 
-def build(model_cfg: dict[str, Any]) -> nn.Module:
-    """A randomly initialised open_clip model from its `model_cfg`."""
+def build(model_cfg: dict[str, Any], stem: Sequence[int] | None = None) -> nn.Module:
+    """A randomly initialised open_clip model from its `model_cfg`; with `stem`, the channels of a `ConvStem`."""
     from open_clip.model import CLIP, CustomTextCLIP
 
     cfg = dict(model_cfg)
     custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg.get("text_cfg", {})
     model: nn.Module = CustomTextCLIP(**cfg) if custom else CLIP(**cfg)
+    if stem is not None:
+        visual: Any = model.visual
+        visual.conv1 = ConvStem(stem)
     return model
 
 

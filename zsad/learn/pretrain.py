@@ -42,10 +42,11 @@ log = logging.getLogger(__name__)
 
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 192,
-    "vision_cfg": {"image_size": 224, "layers": 6, "width": 192, "head_width": 64, "patch_size": 16},
+    "vision_cfg": {"image_size": 224, "layers": 4, "width": 192, "head_width": 64, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3},
 }
-VV_START = 5  # the last block: a shallow tower needs all its MLPs on the way to a patch token
+STEM = (24, 48, 96, 192)
+VV_START = 3  # the last block: a shallow tower needs all its MLPs on the way to a patch token
 PREPROCESS_CFG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
 BETAS = (0.9, 0.98)
 
@@ -84,7 +85,7 @@ _WHOLE: dict[str, Any] = {"size": 224, "min_window": 160, "max_window": 224, "ba
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """The whole recipe; stored beside the checkpoint."""
+    """The whole recipe; stored beside the checkpoint. `compiled` as in `Trainee`."""
 
     seed: int = 0
     pool_scenes: int = 10_000
@@ -101,6 +102,7 @@ class PretrainConfig:
     warmup_steps: int = 60
     weight_decay: float = 0.05
     checkpoint_every: int = 100
+    compiled: bool = True
 
     def __post_init__(self) -> None:
         """Refuse impossible recipes."""
@@ -138,11 +140,15 @@ class PretrainConfig:
 
 
 class Trainee(nn.Module):
-    """The model and the prototypes it learns against at first."""
+    """The model and the prototypes it learns against at first.
 
-    def __init__(self, model: nn.Module) -> None:
+    `compiled` fuses the vision tower's small operations (torch.compile, which needs a C++ compiler).
+    """
+
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.encode_pixels = torch.compile(encode_pixels, dynamic=False) if compiled else encode_pixels
         self.prototypes = Prototypes(int(MODEL_CFG["embed_dim"]))
 
     def learning(self, kind: str) -> list[tuple[str, nn.Parameter]]:
@@ -169,8 +175,8 @@ def pretrain(config: PretrainConfig, work: Path, output: Path) -> None:
     """
     pool = open_pool(work / "pool", num_scenes=config.pool_scenes, seed=config.seed, config=training_styles())
     torch.manual_seed(config.seed)
-    trainee = Trainee(build(MODEL_CFG))
-    initialise_vision(trainee.model.visual, pool, np.random.default_rng([config.seed, 0]))
+    trainee = Trainee(build(MODEL_CFG, STEM), compiled=config.compiled)
+    initialise_vision(trainee.model.visual)
     start, state = _resume(trainee, config, work)
     bar = tqdm(range(start, config.total_steps), initial=start, total=config.total_steps, unit="step")
     began = time.monotonic()
@@ -216,7 +222,7 @@ def losses_of(trainee: Trainee, stage: Stage, batch: Batch, words: wording.Wordi
     if stage.kind == "text":
         fixed = (directions[0].detach(), directions[1].detach())
         return text_losses(trainee.model, fixed, words, batch.defects)
-    image_BD, patches_BPD = encode_pixels(trainee.model, batch.pixels_BHWC)
+    image_BD, patches_BPD = trainee.encode_pixels(trainee.model, batch.pixels_BHWC)
     if stage.kind == "vision":
         return vision_losses(image_BD, patches_BPD, directions, batch, type_weight=stage.type_weight)
     return joint_losses(trainee.model, image_BD, patches_BPD, batch, words, type_weight=stage.type_weight)
@@ -233,7 +239,7 @@ def encode_pixels(model: Any, pixels_BHWC: Tensor) -> tuple[Tensor, Tensor]:
 def export(model: nn.Module, output: Path) -> None:
     """Write the backbone folder: config and fp16 weights."""
     output.mkdir(parents=True, exist_ok=True)
-    own = {"vv_start": VV_START, "words": sorted(wording.taught_words())}
+    own = {"stem": list(STEM), "vv_start": VV_START, "words": sorted(wording.taught_words())}
     config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG, "zsad": own}
     (output / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     save_file({key: tensor.half().contiguous() for key, tensor in model.state_dict().items()}, output / WEIGHTS_FILE)

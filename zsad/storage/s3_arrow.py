@@ -1,7 +1,7 @@
 """Arrow's view of an S3 pool that may be sent to another process, as Ray Train sends it to its workers.
 
-A pool holds connections and hooks and can't be pickled, and its keys should not travel. So only the way to open it does;
-the other process opens its own, from its own environment.
+A pool holds connections and hooks and can't be pickled, and its keys should not travel. So only the way to open it
+does: the other process opens its own, from its own environment.
 """
 
 from collections.abc import Callable

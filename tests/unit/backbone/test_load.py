@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zsad.backbone import load, load_backbone
-from zsad.backbone.load import CONFIG_FILE, WEIGHTS_FILE, load_open_clip, weights_sha256
+from zsad.backbone.load import CONFIG_FILE, WEIGHTS_FILE, build, load_open_clip, weights_sha256
+from zsad.backbone.stem import ConvStem
 from zsad.errors import ModelError
 
 
@@ -55,6 +56,24 @@ def test_the_folder_can_name_the_start_of_the_value_value_path(tiny_network, tmp
     folder = tiny_model.write_folder(tmp_path, tiny_network, zsad={"vv_start": 2})
     assert load_open_clip(str(folder)).vv_start == 2
     assert load_backbone(str(folder)).vv_start == 2
+
+
+def test_the_folder_can_ask_for_a_convolutional_stem(tmp_path):
+    network = build(tiny_model.MODEL_CFG, (8, 16, 64)).eval()
+    folder = tiny_model.write_folder(tmp_path, network, zsad={"stem": [8, 16, 64]})
+    loaded = load_open_clip(str(folder)).model
+    assert isinstance(loaded.visual.conv1, ConvStem)
+    assert all(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in network.state_dict().items())
+    found = load_backbone(str(folder)).encode_image(tiny_model.pixels(2, 64, 32))
+    assert found.patches_BPD.shape == (2, 8 * 4, 32)
+
+
+@pytest.mark.parametrize("channels", [[8, 16, 32], [8, 64], [8, 16, 32, 64], [], [8, True, 64], [8, 1, 64], "8", 8])
+def test_a_stem_that_does_not_fit_the_tower_is_refused(tiny_network, tmp_path, channels):
+    """It must end with width 64 after three halvings, for patches of 8 px."""
+    folder = tiny_model.write_folder(tmp_path, tiny_network, zsad={"stem": channels})
+    with pytest.raises(ModelError, match=r"zsad\.stem is"):
+        load_open_clip(str(folder))
 
 
 def test_without_preprocessing_open_clips_constants_hold(folder):

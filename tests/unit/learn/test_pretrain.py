@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from zsad.backbone.load import WEIGHTS_FILE, load_open_clip
 from zsad.errors import ConfigError
-from zsad.learn import initial, pretrain
 from zsad.learn import pool as pool_module
+from zsad.learn import pretrain
 from zsad.learn.pretrain import PretrainConfig, Stage, Trainee
 from zsad.learn.styles import training_styles
 
@@ -20,10 +20,9 @@ from zsad.learn.styles import training_styles
 def tiny_recipe(monkeypatch, small_pool):
     """Four stages of two steps with the tiny model and the shared pool."""
     monkeypatch.setattr(pretrain, "MODEL_CFG", tiny_model.MODEL_CFG)
+    monkeypatch.setattr(pretrain, "STEM", (8, 16, 64))
     monkeypatch.setattr(pretrain, "VV_START", 2)
     monkeypatch.setattr(pool_module, "SHARD", 4)
-    monkeypatch.setattr(initial, "PCA_PATCHES", 200)
-    monkeypatch.setattr(initial, "WHITENED", 48)
     monkeypatch.setattr(pretrain, "open_pool", lambda *_args, **_options: small_pool)
     stages = (
         Stage(size=16, min_window=24, max_window=48, batch_size=4, steps=2),
@@ -31,7 +30,7 @@ def tiny_recipe(monkeypatch, small_pool):
         Stage(kind="text", size=16, min_window=24, max_window=48, batch_size=4, steps=2),
         Stage(kind="joint", size=32, min_window=32, max_window=64, batch_size=6, steps=2),
     )
-    return PretrainConfig(pool_scenes=8, stages=stages, warmup_steps=1, checkpoint_every=1)
+    return PretrainConfig(pool_scenes=8, stages=stages, warmup_steps=1, checkpoint_every=1, compiled=False)
 
 
 def folder(path):
