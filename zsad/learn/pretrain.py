@@ -8,7 +8,7 @@ changing what came before. Everything random derives from (seed, step) and the o
 stopped anywhere goes on bit for bit.
 
 Legend: B images, P patches, D joint width.
-Cost: about 60 samples/s at 112 px and 25 at 224 px on two busy CPU cores; docs/nano.md has the recipe and its figures.
+Cost: about 120 samples/s at 112 px and 27 at 224 px on two busy CPU cores; docs/nano.md has the recipe and its figures.
 Source: Muon (K. Jordan 2024, as in torch.optim), the rest is zsad's own.
 """
 
@@ -90,12 +90,8 @@ class PretrainConfig:
     seed: int = 0
     pool_scenes: int = 10_000
     stages: tuple[Stage, ...] = (
-        Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=1000),
-        Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=120, learning_rate=1.2e-3, decay=1.0),
-        Stage(**_WHOLE, steps=700, learning_rate=1.2e-3),
-        Stage(**_WHOLE, steps=1500, learning_rate=6e-4, decay=0.6),
-        Stage(**_WHOLE, steps=400, learning_rate=6e-4),
-        Stage(**_WHOLE, **_PARTS_AND_TYPES, steps=1900, learning_rate=6e-4, decay=0.6),
+        Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=1500),
+        Stage(**_WHOLE, **_PARTS_AND_TYPES, steps=2600, learning_rate=1.2e-3, decay=0.7),
         Stage(kind="text", size=16, min_window=144, max_window=224, batch_size=32, steps=300, decay=0.5),
         Stage(kind="joint", **_WHOLE, **_PARTS_AND_TYPES, steps=250, learning_rate=1.5e-4, decay=1.0),
     )
