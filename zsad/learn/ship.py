@@ -23,7 +23,7 @@ HELD_OUT_SEED = 10_000
 CALIBRATION_NORMALS = 1000
 SHIPPED_WINCLIP = SHIPPED / "winclip"
 SHIPPED_REGION_PATCHES = 0.25  # all 46 regions on 198 defective drawn images touched the defect
-SHIPPED_SETTINGS = {"contrast": 1.0, "temperature": 0.2, "top_patches": 1}  # chosen on drawn styles: docs/nano.md
+SHIPPED_SETTINGS = {"contrast": 1.5, "temperature": 0.2, "top_patches": 1}  # chosen on drawn styles: docs/nano.md
 _NAME_EVERYTHING = 1e-6
 
 
