@@ -42,7 +42,9 @@ class MixedNorm(nn.Module):
         shared = self._shared_statistics(x_BChw[:, self.num_instance :])
         var_BC, mean_BC = (statistic.float().expand(len(x_BChw), -1) for statistic in shared)
         if self.num_instance:
-            own_var, own_mean = torch.var_mean(x_BChw[:, : self.num_instance].float(), dim=(2, 3), correction=0)
+            own = x_BChw[:, : self.num_instance].float()
+            own_mean = own.mean(dim=(2, 3))  # torch.var_mean takes 10 times as long on CPUs, in this memory format
+            own_var = (own - own_mean[..., None, None]).square().mean(dim=(2, 3))
             var_BC, mean_BC = torch.cat([own_var, var_BC], dim=1), torch.cat([own_mean, mean_BC], dim=1)
         scale_BC = (var_BC + _EPS).rsqrt() * self.weight.float()
         shift_BC = self.bias.float() - mean_BC * scale_BC
