@@ -27,7 +27,6 @@ from torch import Tensor
 from zsad.backbone import Backbone
 from zsad.backbone.prompted_text import Prefix, encode_after, encode_prefix, num_text_layers, text_width, word_vectors
 from zsad.backbone.similarity import probability
-from zsad.backbone.vision import enough_rows
 from zsad.errors import ConfigError, ModelError
 from zsad.methods.base import Prediction, Subject
 
@@ -318,10 +317,14 @@ def select_patches(patches_BPD: Tensor, first_BP: Tensor, config: FAPromptConfig
 
 
 def prior(tensors: Mapping[str, Tensor], selected_BMD: Tensor) -> Tensor:
-    """The bias (B, W) that the selected patches give."""
-    x = enough_rows(selected_BMD.flatten(1))
-    hidden = F.linear(x, tensors["prior.linear1.weight"], tensors["prior.linear1.bias"]).relu()
-    return F.linear(hidden, tensors["prior.linear2.weight"], tensors["prior.linear2.bias"])[: len(selected_BMD)]
+    """The bias (B, W) that the selected patches give; B is at least 1."""
+    hidden = [_linear(tensors, "prior.linear1", row).relu() for row in selected_BMD.flatten(1)]
+    return torch.stack([_linear(tensors, "prior.linear2", row) for row in hidden])
+
+
+def _linear(tensors: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """One layer as a product and a sum: matrix kernels split long sums by the number of threads and of rows."""
+    return (tensors[f"{name}.weight"] * x).sum(dim=-1) + tensors[f"{name}.bias"]
 
 
 class FAPrompt:

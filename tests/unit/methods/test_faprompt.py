@@ -398,3 +398,25 @@ def test_prompts_that_do_not_fit_are_refused(tiny_backbone):
 def test_sigma_spans_the_same_share_of_any_input(tiny_backbone):
     assert method_over(tiny_backbone, replace(SMALL, sigma_px=5.0)).map_sigma * 518 == pytest.approx(5)
     assert FAPromptConfig().sigma_px == 10
+
+
+def test_the_priors_bits_depend_on_neither_threads_nor_batch():
+    """Matrix kernels add 1,920 products in another order with two threads, or with 16 rows instead of 2."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {
+        "linear1.weight": (120, 1920),
+        "linear1.bias": (120,),
+        "linear2.weight": (128, 120),
+        "linear2.bias": (128,),
+    }
+    tensors = {f"prior.{name}": torch.randn(*size, generator=generator) for name, size in sizes.items()}
+    selected = torch.randn(16, 10, 192, generator=generator)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found += [faprompt.prior(tensors, selected), faprompt.prior(tensors, selected[:2])]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(rows[:2], found[0][:2]) for rows in found)
+    assert torch.equal(found[0], found[2])
