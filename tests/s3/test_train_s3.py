@@ -10,7 +10,7 @@ from zsad.distributed.train_prompts import train_prompts
 from zsad.storage import open_store
 from zsad.train_config import TrainConfig
 
-pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 @pytest.fixture(scope="module")
