@@ -8,7 +8,7 @@ attention, where tokens have seen their surroundings and the text has not yet dr
 taken off, so that a busy image as a whole looks no more abnormal than a plain one: the answer says where, not whether.
 
 Legend: B images, P patches, W tower width.
-Cost: P * P * W multiply-adds an image and the choice of the nearest; 4.5 % of nano's pass on a CPU.
+Cost: P * P * W multiply-adds an image and the choice of the nearest; less than 5 % of nano's pass on a CPU.
 Source: our own; comparing patches of unlabelled images is known from MuSc (arXiv 2401.16753), among images.
 """
 
