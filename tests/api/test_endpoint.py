@@ -81,6 +81,16 @@ def test_the_graph_of_make_serve_is_what_is_tested(endpoint):
     assert ray.get(ray.remote(num_cpus=0)(seen).remote()) == expected
 
 
+def test_all_give_way_to_the_scorer(endpoint):
+    """The proxy, the ingress and the decoder have a lower priority (a higher nice level) than it."""
+    scorer, *others = (
+        {process.nice() for process in processes(title)}
+        for title in ("ray::ServeReplica:default:Scorer", "ray::ServeReplica:default:Ingress",
+                      "ray::ServeReplica:default:Decoder", "ray::ProxyActor")
+    )  # fmt: skip
+    assert all(min(levels) > max(scorer) for levels in others)
+
+
 @pytest.mark.parametrize("side_px", [1200, 1450])
 def test_an_image_of_more_than_4_mib_is_inspected(client, pictures, side_px):
     """Unless told otherwise gRPC refuses messages of more than 4 MiB; noise does not compress."""

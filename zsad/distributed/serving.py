@@ -22,6 +22,7 @@ from zsad.distributed.serving_replicas import Decoder, Scorer, load_detectors
 from zsad.errors import ConfigError
 from zsad.http.app import make_app
 from zsad.http.problems import RETRY_AFTER_S
+from zsad.priority import give_way
 from zsad.serve_config import ServeConfig
 
 INGRESS = "Ingress"
@@ -42,6 +43,7 @@ class Ingress:
         self, config: ServeConfig, page: Mapping[str, bytes], tokens: Mapping[str, str], decoders: Any, scorers: Any
     ) -> None:
         check_message_limit(config)
+        give_way()
         _log_requests()
         engine = ServeEngine(config, decoders, scorers)
         self._app = make_app(

@@ -24,6 +24,7 @@ from zsad.http.batcher import Batcher
 from zsad.http.engine import Description, DetectorKey, StoredImage, Upload
 from zsad.http.problems import Problem
 from zsad.images import Preprocess
+from zsad.priority import give_way
 from zsad.serve_config import ServeConfig
 from zsad.storage import open_store
 
@@ -67,6 +68,7 @@ class Decoder:
     """Fetches and decodes images, as many at a time as it has children."""
 
     def __init__(self, config: ServeConfig) -> None:
+        give_way()
         self._config = config
         self._all = [DecodeChild() for _ in range(config.decode_children)]
         # Of its own, as the scorer's: in asyncio's shared pool, what hangs on storage would hold up everything else.

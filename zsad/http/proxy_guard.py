@@ -20,6 +20,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from zsad.priority import give_way
+
 HEADERS_TIMEOUT_S = 10.0
 REST_TIMEOUT_S = 10.0
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
@@ -92,5 +94,6 @@ class CleanHeaders:
 
 def install() -> list[Any]:
     """Make this process's uvicorn impatient; returns the middlewares that Ray Serve's proxy puts around itself."""
+    give_way()
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{ImpatientProtocol.__name__}"
     return [Middleware(CleanHeaders)]

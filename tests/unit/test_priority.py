@@ -1,0 +1,40 @@
+"""In processes of its own: whoever gives way can't take it back."""
+
+import json
+import os
+import subprocess
+import sys
+
+WHO_GIVES_WAY = """
+import json, os, subprocess, sys, threading
+from zsad.priority import give_way
+
+os.setpriority(os.PRIO_PROCESS, 0, {before})
+stop = threading.Event()
+early = threading.Thread(target=stop.wait)
+early.start()
+give_way()
+late = threading.Thread(target=stop.wait)
+late.start()
+child = subprocess.run([sys.executable, "-c", "import os; print(os.nice(0))"], capture_output=True, text=True)
+threads = [threading.main_thread(), early, late]
+levels = [os.getpriority(os.PRIO_PROCESS, thread.native_id) for thread in threads]
+stop.set()
+print(json.dumps([*levels, int(child.stdout)]))
+"""
+
+
+def levels_from(before):
+    """Nice levels of the main thread, an early one, a late one and a child, of a process that had `before`."""
+    script = WHO_GIVES_WAY.format(before=before)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return json.loads(told.stdout)
+
+
+def test_threads_that_run_threads_to_come_and_children_all_give_way():
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert levels_from(own) == [min(19, own + 10)] * 4
+
+
+def test_nobody_goes_below_the_lowest_level():
+    assert levels_from(17) == [19, 19, 19, 19]
