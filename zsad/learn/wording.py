@@ -37,6 +37,8 @@ GENERIC_NAMES = (
 PROMPTS_PER_STATE = 2
 OWN_GROUPS = 12  # kinds of a batch that are also asked by name; more would cost time
 NAMED_SHARE = 0.7
+SPARED_STATES = ("{name} without {defect}", "{name} free from {defect}")
+SPARED_SHARE = 0.25  # of the captions of good things
 _FIELDS = re.compile(r"\{[a-z]*\}")
 
 
@@ -73,7 +75,7 @@ def write(
     """The texts of one step for images of the given kinds and defects ("good" for normal)."""
     is_named = rng.random(len(kinds)) < NAMED_SHARE
     names = [_pick(rng, object_names(*k) if own else GENERIC_NAMES) for k, own in zip(kinds, is_named, strict=True)]
-    texts = [caption(rng, name, defect) for name, defect in zip(names, defects, strict=True)]
+    texts = [_caption(rng, name, defect) for name, defect in zip(names, defects, strict=True)]
 
     def add(sentences: list[str]) -> list[int]:
         texts.extend(sentences)
@@ -89,6 +91,14 @@ def write(
     own = {present[i]: group(_pick(rng, object_names(*present[i]))) for i in asked}
     told = [add(_defect_prompts(rng, defect)) for defect in TRAINED_DEFECTS]
     return Wording(texts, _positives(kinds, defects, is_named), shared, own, told)
+
+
+def _caption(rng: np.random.Generator, name: str, defect: str) -> str:
+    """A sentence about an image; some good things lack a defect by name, so that its word alone decides nothing."""
+    if defect == "good" and rng.random() < SPARED_SHARE:
+        spared = _pick(rng, DEFECT_PHRASES[_pick(rng, TRAINED_DEFECTS)])
+        return _pick(rng, TEMPLATES).replace("{}", _pick(rng, SPARED_STATES).format(name=name, defect=spared))
+    return caption(rng, name, defect)
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
@@ -129,6 +139,7 @@ def taught_words() -> frozenset[str]:
         *NORMAL_CAPTIONS,
         *ABNORMAL_CAPTIONS,
         *DEFECT_STATES,
+        *SPARED_STATES,
         *GENERIC_NAMES,
         *(name for kind in kinds for name in object_names(*kind)),
         *(phrase for defect in TRAINED_DEFECTS for phrase in (defect.replace("_", " "), *DEFECT_PHRASES[defect])),

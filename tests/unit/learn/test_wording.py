@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from zsad.datasets.synthetic import DEFECT_PHRASES
 from zsad.learn import wording
 from zsad.learn.styles import TRAINED_DEFECTS
 
@@ -86,3 +87,11 @@ def test_words_of_left_out_styles_are_not_taught():
     taught = wording.taught_words()
     assert {"scratch", "missing", "part", "flawless", "photo", "object", "wooden", "blowhole"} <= taught
     assert not taught & {"leather", "rubber", "corrosion", "rust", "wrinkle", "bend", "{a}", "name", "defect}"}
+
+
+def test_good_things_may_lack_a_defect_by_name_and_still_fit_only_good_images():
+    spared = [text for seed in range(40) for text in written(seed).texts[1::2] if "without" in text or "free" in text]
+    said = {phrase for defect in TRAINED_DEFECTS for phrase in DEFECT_PHRASES[defect]}
+    assert any(phrase in text for text in spared for phrase in said)
+    assert not written(0).positives_BC[0::2, 1::2].any()
+    assert wording.taught_words() >= {"free", "undamaged"}

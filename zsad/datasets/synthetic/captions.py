@@ -121,6 +121,13 @@ NORMAL_STATES: tuple[str, ...] = (
     "{a} {name} without damage",
     "{a} {name} with no flaw",
     "{a} {name} that passes inspection",
+    "{a} {name} with an undamaged surface",
+    "{a} {name} with a flawless surface",
+    "{a} {name} with a clean and even surface",
+    "{a} {name} with an intact edge",
+    "{a} {name} with all parts in their right place",
+    "{a} {name} with the normal colour",
+    "{a} {name} with no damage on it",
 )
 """Good things, with {a} for the article and {name} for the name."""
 
