@@ -172,14 +172,7 @@ def test_a_training_whose_worker_is_killed_ends_as_if_nothing_happened(places, t
 @pytest.mark.timeout(600)
 def test_a_training_that_loses_a_node_goes_on_with_as_many_workers_as_are_left(places, one_worker, tmp_path):
     """Two workers on one node, one of which fits on the other. Rounding grows: only the first steps are compared."""
-    backbone, data = map(str, places)
-    changes = {"epochs": 16, "keep": "last", "num_workers": 2, "min_workers": 1}
-    settings = json.dumps([backbone, data, str(tmp_path / "bundle"), changes])
-    script = REPOSITORY / "tests" / "ray" / "two_nodes.py"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, str(script), settings, "3"]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    ran = on_two_nodes(places, tmp_path / "bundle", epochs=16)
     assert "workers before 2" in ran.stdout, ran.stderr
     assert "CPUs after 1" in ran.stdout, ran.stderr  # said behind the training; Ray ends with 1 when a node is missing
     history = state_in(tmp_path / "bundle").history
@@ -187,6 +180,32 @@ def test_a_training_that_loses_a_node_goes_on_with_as_many_workers_as_are_left(p
     for before, after in zip(state_in(one_worker).history, history, strict=False):
         assert sum(after.validation.values()) == pytest.approx(sum(before.validation.values()), abs=1e-4)
     assert (tmp_path / "bundle" / "detector.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_takes_a_new_node_in(places, one_worker, tmp_path):
+    """As above, and another node comes; the epochs with one worker, and those after it grew, are in one history."""
+    ran = on_two_nodes(places, tmp_path / "bundle", "--again", epochs=100_000)
+    told = ran.stdout.split("\n")
+    assert {"workers before 2", "workers left 1", "workers again 2"} <= set(told), ran.stdout + ran.stderr
+    history = state_in(tmp_path / "bundle").history
+    assert [record.epoch for record in history] == list(range(len(history)))
+    assert {len(record.steps) for record in history} == {10}
+    for before, after in zip(state_in(one_worker).history, history, strict=False):
+        assert sum(after.validation.values()) == pytest.approx(sum(before.validation.values()), abs=1e-4)
+
+
+def on_two_nodes(places, output, *flags, epochs):
+    """A training by two workers whose node goes after three epochs."""
+    backbone, data = map(str, places)
+    changes = {"epochs": epochs, "keep": "last", "num_workers": 2, "min_workers": 1}
+    settings = json.dumps([backbone, data, str(output), changes])
+    script = REPOSITORY / "tests" / "ray" / "two_nodes.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, str(script), settings, "3", *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
 @pytest.mark.slow
