@@ -91,8 +91,8 @@ class PretrainConfig:
     pool_scenes: int = 10_000
     stages: tuple[Stage, ...] = (
         Stage(size=112, min_window=64, max_window=160, batch_size=64, steps=1500),
-        Stage(**_WHOLE, **_PARTS_AND_TYPES, steps=2600, learning_rate=1.2e-3, decay=0.7),
-        Stage(kind="text", size=16, min_window=144, max_window=224, batch_size=32, steps=300, decay=0.5),
+        Stage(**_WHOLE, **_PARTS_AND_TYPES, steps=4700, learning_rate=1.2e-3, decay=0.7),
+        Stage(kind="text", size=16, min_window=144, max_window=224, batch_size=32, steps=600, decay=0.5),
         Stage(kind="joint", **_WHOLE, **_PARTS_AND_TYPES, steps=250, learning_rate=1.5e-4, decay=1.0),
     )
     warmup_steps: int = 60
