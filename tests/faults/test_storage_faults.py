@@ -83,7 +83,8 @@ def test_throttles_and_broken_connections_cost_no_row(local_ray, faulty_s3, buck
     assert counted == [faults.total(), faults["slow_down"] + faults["hidden"]]
     assert faulty_s <= 3 * clean_s or not IS_FULL
     gaps = gaps_after_faults(faulty_s3.requests)
-    assert min(gaps) < statistics.median(gaps) / 2  # full jitter begins at none; a machine's slowness lies on all gaps
+    # First waits are spread over [0, base_s], their median is base_s / 2; a machine's slowness lies on all gaps alike.
+    assert statistics.median(gaps) - min(gaps) > 0.3 * retry.RetryPolicy().base_s
     assert statistics.pstdev(gaps) > 0.02  # no two come back together
     table.add("S1", "20 % of GETs SlowDown, 5 % SlowDown inside 200, 2 % reset mid-body", f"{NUM_IMAGES:,} images, Ray",
               f"{NUM_IMAGES:,} rows ok; {counted[0]} retries and {counted[1]} throttles counted, as many as the proxy "
