@@ -10,7 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 
-STEP = 10  # of nice levels, each a factor of 1.25 in the kernel's weights; Ray's workers begin at 15, so that 4 are left there
+STEP = 10  # nice levels, each a factor of 1.25 in the kernel's weights; Ray's workers begin at 15, where 4 are left
 _LOWEST = 19
 
 
