@@ -61,7 +61,6 @@ def local_ray(request: pytest.FixtureRequest) -> Iterator[LocalRay]:
 def _start(ray) -> None:
     """Ray gives up when its helpers need more than 15 s to start, as they may on a busy machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, whatever else runs here starves the workers
     for attempt in range(RAY_START_TRIES):
         try:
             ray.init(

@@ -82,13 +82,16 @@ def test_the_graph_of_make_serve_is_what_is_tested(endpoint):
 
 
 def test_all_give_way_to_the_scorer(endpoint):
-    """The proxy, the ingress and the decoder have a lower priority (a higher nice level) than it."""
+    """The proxy, the ingress and the decoder have a lower priority (a higher nice level) than it, and don't interrupt."""
     scorer, *others = (
-        {process.nice() for process in processes(title)}
+        {(process.nice(), os.sched_getscheduler(process.pid)) for process in processes(title)}
         for title in ("ray::ServeReplica:default:Scorer", "ray::ServeReplica:default:Ingress",
                       "ray::ServeReplica:default:Decoder", "ray::ProxyActor")
     )  # fmt: skip
-    assert all(min(levels) > max(scorer) for levels in others)
+    ((own, policy),) = scorer
+    assert policy == os.SCHED_OTHER
+    assert all(level > own and policy == os.SCHED_BATCH for told in others for level, policy in told)
+    assert all(others)
 
 
 @pytest.mark.parametrize("side_px", [1200, 1450])

@@ -16,16 +16,17 @@ early.start()
 give_way()
 late = threading.Thread(target=stop.wait)
 late.start()
-child = subprocess.run([sys.executable, "-c", "import os; print(os.nice(0))"], capture_output=True, text=True)
-threads = [threading.main_thread(), early, late]
-levels = [os.getpriority(os.PRIO_PROCESS, thread.native_id) for thread in threads]
+tell = "import os; print(os.nice(0), os.sched_getscheduler(0))"
+child = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True)
+threads = [thread.native_id for thread in (threading.main_thread(), early, late)]
+told = [[os.getpriority(os.PRIO_PROCESS, thread), os.sched_getscheduler(thread)] for thread in threads]
 stop.set()
-print(json.dumps([*levels, int(child.stdout)]))
+print(json.dumps([*told, [int(word) for word in child.stdout.split()]]))
 """
 
 
-def levels_from(before):
-    """Nice levels of the main thread, an early one, a late one and a child, of a process that had `before`."""
+def told_from(before):
+    """Nice level and policy of the main thread, an early one, a late one and a child, of a process that had `before`."""
     script = WHO_GIVES_WAY.format(before=before)
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return json.loads(told.stdout)
@@ -33,8 +34,8 @@ def levels_from(before):
 
 def test_threads_that_run_threads_to_come_and_children_all_give_way():
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert levels_from(own) == [min(19, own + 10)] * 4
+    assert told_from(own) == [[min(19, own + 10), os.SCHED_BATCH]] * 4
 
 
 def test_nobody_goes_below_the_lowest_level():
-    assert levels_from(17) == [19, 19, 19, 19]
+    assert told_from(17) == [[19, os.SCHED_BATCH]] * 4

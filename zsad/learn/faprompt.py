@@ -153,9 +153,10 @@ def loss_terms(encoder: PromptEncoder, tensors: Mapping[str, Tensor], batch: Bat
     static = encoder.static(tensors)
     passes = run_passes(encoder, tensors, static, batch.image_BD, batch.patches_BPD)
     is_bad_B = batch.is_bad_B.float()
+    truth = _truth(batch)
     return {
-        **_dense_terms(passes.first_BP, batch, "1"),
-        **_dense_terms(passes.second_BP, batch, "2"),
+        **_dense_terms(passes.first_BP, truth, "1"),
+        **_dense_terms(passes.second_BP, truth, "2"),
         "image_cross_entropy": F.binary_cross_entropy_with_logits(passes.image_margin_B, is_bad_B),
         "image_focal": focal_bce(passes.score, is_bad_B),
         "orthogonal": overlap(static.abnormal_KD),
@@ -163,7 +164,37 @@ def loss_terms(encoder: PromptEncoder, tensors: Mapping[str, Tensor], batch: Bat
     }
 
 
-def _dense_terms(probability_BP: Tensor, batch: Batch, number: str) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """The masks of a batch as its dense terms ask for them.
+
+    Attributes:
+        bad_BHW: 1.0 where defective.
+        bad_B: sums of that.
+        whole_hw: what each place of the grid counts in the sum of an up-sampled map.
+        bad_Bhw: what it counts in that under a mask.
+    """
+
+    bad_BHW: Tensor
+    bad_B: Tensor
+    whole_hw: Tensor
+    bad_Bhw: Tensor
+
+
+@torch.no_grad()
+def _truth(batch: Batch) -> _Truth:
+    bad_BHW = (batch.masks_BHW > 0).float()
+    rows_Hh = _weights(batch.grid[0], bad_BHW.shape[1], bad_BHW.device)
+    columns_Ww = _weights(batch.grid[1], bad_BHW.shape[2], bad_BHW.device)
+    return _Truth(
+        bad_BHW=bad_BHW,
+        bad_B=bad_BHW.flatten(1).sum(dim=1),
+        whole_hw=torch.outer(rows_Hh.sum(dim=0), columns_Ww.sum(dim=0)),
+        bad_Bhw=rows_Hh.T @ bad_BHW @ columns_Ww,
+    )
+
+
+def _dense_terms(probability_BP: Tensor, truth: _Truth, number: str) -> dict[str, Tensor]:
     """Focal loss, and dice of each side, of the map at the mask's size.
 
     The same numbers as `focal_loss` and `dice_loss` of both channels, in a fraction of the time: these terms were more
@@ -171,25 +202,16 @@ def _dense_terms(probability_BP: Tensor, batch: Batch, number: str) -> dict[str,
     it alone, and a sum over R M C weighted by a mask is one over M weighted by the mask brought down, so that only the
     focal loss works at the mask's size.
     """
-    is_bad_BHW = batch.masks_BHW > 0
-    map_Bhw = probability_BP.view(-1, *batch.grid)
-    with torch.no_grad():
-        bad_B, all_hw, bad_Bhw = is_bad_BHW.flatten(1).sum(dim=1), *_brought_down(is_bad_BHW, batch.grid)
-    map_B, overlap_B = (map_Bhw * all_hw).flatten(1).sum(dim=1), (map_Bhw * bad_Bhw).flatten(1).sum(dim=1)
-    num_pixels = is_bad_BHW[0].numel()
-    normal_B = num_pixels - bad_B - map_B + overlap_B
+    map_Bhw = probability_BP.view(-1, *truth.whole_hw.shape)
+    map_B = (map_Bhw * truth.whole_hw).flatten(1).sum(dim=1)
+    overlap_B = (map_Bhw * truth.bad_Bhw).flatten(1).sum(dim=1)
+    num_pixels = truth.bad_BHW[0].numel()
+    normal_B = num_pixels - truth.bad_B - map_B + overlap_B
     return {
-        f"focal_{number}": focal_of_map(upsampled(map_Bhw, is_bad_BHW.shape[1:]), is_bad_BHW),
-        f"dice_abnormal_{number}": dice_of_sums(overlap_B, map_B + bad_B),
-        f"dice_normal_{number}": dice_of_sums(normal_B, 2 * num_pixels - map_B - bad_B),
+        f"focal_{number}": focal_of_map(upsampled(map_Bhw, truth.bad_BHW.shape[1:]), truth.bad_BHW),
+        f"dice_abnormal_{number}": dice_of_sums(overlap_B, map_B + truth.bad_B),
+        f"dice_normal_{number}": dice_of_sums(normal_B, 2 * num_pixels - map_B - truth.bad_B),
     }
-
-
-def _brought_down(masks_BHW: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What each place of the grid counts in the sum of an up-sampled map (h, w), and in that under a mask (B, h, w)."""
-    rows_Hh = _weights(grid[0], masks_BHW.shape[1], masks_BHW.device)
-    columns_Ww = _weights(grid[1], masks_BHW.shape[2], masks_BHW.device)
-    return torch.outer(rows_Hh.sum(dim=0), columns_Ww.sum(dim=0)), rows_Hh.T @ masks_BHW.float() @ columns_Ww
 
 
 def upsampled(grids_Bhw: Tensor, size: Sequence[int]) -> Tensor:

@@ -29,36 +29,40 @@ def focal_loss(probabilities_BCRQ: Tensor, classes_BRQ: Tensor) -> Tensor:
     return -((1 - p_BRQ) ** FOCUS * p_BRQ.log()).mean()
 
 
-def focal_of_map(map_BRQ: Tensor, is_bad_BRQ: Tensor) -> Tensor:
-    """`focal_loss` of two classes, of which `map_BRQ` is the probability of the second; few passes over the pixels."""
-    sign_BRQ = is_bad_BRQ.to(map_BRQ.dtype).mul_(2).sub_(1)
-    mean: Tensor = _FocalOfMap.apply(map_BRQ, sign_BRQ)
+def focal_of_map(map_BRQ: Tensor, bad_BRQ: Tensor) -> Tensor:
+    """`focal_loss` of two classes, of which `map_BRQ` is the probability of the second; few passes over the pixels.
+
+    Args:
+        map_BRQ: [0, 1].
+        bad_BRQ: 1 where the second class is true, else 0; of the map's own type.
+    """
+    mean: Tensor = _FocalOfMap.apply(map_BRQ, bad_BRQ)
     return mean
 
 
 class _FocalOfMap(torch.autograd.Function):
-    """With p = m for sign 1 and 1 - m for -1, smoothed as p + 2 s (1 - p): the mean of -(1 - p)^2 log p.
+    """With d = m - t and q = (1 - 2 s) |d|, the smoothed probability missed: the mean of -q^2 log(1 - q).
 
-    Its derivative after p is 2 (1 - p) log p - (1 - p)^2 / p, made together with the value: autograd would keep and
-    read six arrays of the maps' size.
+    Its derivative after m is (1 - 2 s)^2 d (q / (1 - q) - 2 log(1 - q)), made together with the value: autograd would
+    keep and read six arrays of the maps' size.
     """
 
     @staticmethod
-    def forward(ctx: Any, map_BRQ: Tensor, sign_BRQ: Tensor) -> Tensor:
+    def forward(ctx: Any, map_BRQ: Tensor, bad_BRQ: Tensor) -> Tensor:
         slope = 1 - 2 * LABEL_SMOOTHING
-        q_BRQ = (0.5 - map_BRQ).mul_(sign_BRQ).mul_(slope).add_(0.5 * slope)  # 1 - p
+        off_BRQ = map_BRQ - bad_BRQ
+        q_BRQ = off_BRQ.abs().mul_(slope)
         p_BRQ = 1 - q_BRQ
         log_BRQ = p_BRQ.log()
-        squared_BRQ = q_BRQ * q_BRQ
-        value = -torch.dot(squared_BRQ.view(-1), log_BRQ.view(-1)) / map_BRQ.numel()
-        gradient_BRQ = log_BRQ.mul_(q_BRQ).mul_(2).sub_(squared_BRQ.div_(p_BRQ)).mul_(sign_BRQ)
-        ctx.save_for_backward(gradient_BRQ.mul_(slope / map_BRQ.numel()))
+        value = -torch.dot((q_BRQ * q_BRQ).view(-1), log_BRQ.view(-1)) / map_BRQ.numel()
+        ctx.save_for_backward(off_BRQ.mul_(q_BRQ.div_(p_BRQ).sub_(log_BRQ, alpha=2)))
+        ctx.scale = slope**2 / map_BRQ.numel()
         return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient_BRQ,) = ctx.saved_tensors
-        return gradient_BRQ * gradients[0], None
+        return gradient_BRQ * (ctx.scale * gradients[0]), None
 
 
 def dice_loss(probability_BRQ: Tensor, target_BRQ: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def test_the_focal_loss_of_a_map_is_that_of_its_two_classes_and_so_is_its_gradie
     map_BRQ = torch.rand(2, 5, 7, generator=generator, dtype=torch.float64).requires_grad_()
     is_bad_BRQ = torch.rand(2, 5, 7, generator=generator) > 0.5
     expected = focal_loss(torch.stack([1 - map_BRQ, map_BRQ], dim=1), is_bad_BRQ.long())
-    found = focal_of_map(map_BRQ, is_bad_BRQ)
+    found = focal_of_map(map_BRQ, is_bad_BRQ.to(map_BRQ.dtype))
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
     (expected_gradient,) = torch.autograd.grad(3 * expected, map_BRQ)
     (gradient,) = torch.autograd.grad(3 * found, map_BRQ)
@@ -62,7 +62,7 @@ def test_the_focal_loss_of_a_map_is_that_of_its_two_classes_and_so_is_its_gradie
 
 def test_the_focal_loss_of_a_map_is_finite_where_the_map_is_certain_and_wrong():
     map_BRQ = torch.tensor([[[0.0, 1.0]]]).requires_grad_()
-    loss = focal_of_map(map_BRQ, torch.tensor([[[True, False]]]))
+    loss = focal_of_map(map_BRQ, torch.tensor([[[1.0, 0.0]]]))
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(map_BRQ.grad).all()
