@@ -49,6 +49,7 @@ __all__ = ["Detector", "Finding", "load_detector", "procedural_normals"]
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
+PEAK_SHARE = 0.3  # of the map's peak: what names an image without regions; one patch alone names a third fewer right
 
 
 class Detector:
@@ -254,7 +255,7 @@ class Detector:
     def _regions(
         self, anomaly_map: NDArray[np.float32], typing: Typing, size: tuple[int, int]
     ) -> tuple[list[Region], dict[str, float]]:
-        """Regions with their types, and the type scores of the image (of the top patch if there are no regions)."""
+        """Regions with their types, and the type scores of the image (of the map's peak if there are no regions)."""
         scales = self.config.calibration
         assert scales is not None  # noqa: S101 - checked by the caller; for the type checker
         grid = (anomaly_map.shape[0], anomaly_map.shape[1])
@@ -268,8 +269,8 @@ class Detector:
             regions.to_region(part, width=size[0], height=size[1], defect_type=word)
             for part, word in zip(parts, types, strict=True)
         ]
-        top_patch = (anomaly_map == anomaly_map.max()).ravel().astype(np.float32)
-        return found, typing.of_image(weights or [top_patch])
+        peak = (anomaly_map >= PEAK_SHARE * anomaly_map.max()).ravel().astype(np.float32)
+        return found, typing.of_image(weights or [peak])
 
 
 def load_detector(  # noqa: PLR0913 - all but the reference by name; each changes one thing

@@ -82,7 +82,7 @@ def test_the_graph_of_make_serve_is_what_is_tested(endpoint):
 
 
 def test_all_give_way_to_the_scorer(endpoint):
-    """The proxy, the ingress and the decoder have a lower priority (a higher nice level) than it, and don't interrupt."""
+    """The proxy, the ingress and the decoder have a lower priority (a higher nice level), and interrupt nobody."""
     scorer, *others = (
         {(process.nice(), os.sched_getscheduler(process.pid)) for process in processes(title)}
         for title in ("ray::ServeReplica:default:Scorer", "ray::ServeReplica:default:Ingress",

@@ -96,16 +96,18 @@ def test_a_normal_image_has_no_defects(tiny_detector, images):
     assert all((f.defect_type, f.defect_scores, f.regions) == (None, {}, []) for f in normal)
 
 
-def test_an_anomaly_without_regions_is_named_by_its_top_patch(alarmed, images):
-    high = Scale(center=20.0, spread=1.0)
-    config = replace(alarmed.config, calibration=replace(alarmed.config.calibration, map=high))
+def test_an_anomaly_without_regions_is_named_by_the_patches_near_its_peak(alarmed, images):
+    """Far below the threshold a calibrated value is exp(logit): those within ln(0.3) = -1.2 of the highest count."""
+    steep = Scale(center=3.0, spread=0.1)
+    config = replace(alarmed.config, calibration=replace(alarmed.config.calibration, map=steep))
     (found,) = Detector(config, {}, batch_size=4).inspect(images[:1])
     assert found.is_anomaly
     assert found.regions == []
+    logits = np.log(found.raw_map / (1 - found.raw_map)).ravel() / 0.1
+    near = logits >= logits.max() + np.log(0.3)
+    assert 1 < near.sum() < 16
     patches = alarmed._predict(alarmed._prepare(images[0])[None]).patches_BPD[0].numpy()
-    weights = np.zeros(16, np.float32)
-    weights[found.anomaly_map.argmax()] = 1
-    assert found.defect_scores == alarmed.defect_types.classify(patches, weights)
+    assert found.defect_scores == alarmed.defect_types.classify(patches, near.astype(np.float32))
 
 
 class OwnTypes:

@@ -26,7 +26,7 @@ print(json.dumps([*told, [int(word) for word in child.stdout.split()]]))
 
 
 def told_from(before):
-    """Nice level and policy of the main thread, an early one, a late one and a child, of a process that had `before`."""
+    """Level and policy of the main thread, an early one, a late one and a child, of a process that had `before`."""
     script = WHO_GIVES_WAY.format(before=before)
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return json.loads(told.stdout)
