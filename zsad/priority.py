@@ -6,7 +6,7 @@ for the scorer anyway, so they lower their own priority, and whenever the scorer
 speed. They also declare themselves batch work (SCHED_BATCH): a thread of theirs that wakes up does not interrupt who
 runs on its core, it waits for the end of that one's slice of a few milliseconds, and so does more at once when it runs.
 It costs latency where others' work competes for the same cores; containers have shares of their own, which this does
-not touch.
+not touch. Where a sandbox refuses, all goes on as equals.
 """
 
 import contextlib
@@ -24,6 +24,6 @@ def give_way() -> None:
     """
     wanted = min(_LOWEST, os.getpriority(os.PRIO_PROCESS, os.getpid()) + STEP)
     for task in Path("/proc/self/task").glob("[0-9]*"):
-        with contextlib.suppress(ProcessLookupError):  # the thread has just ended
+        with contextlib.suppress(OSError):  # the thread has just ended, or a sandbox refuses: no reason not to serve
             os.setpriority(os.PRIO_PROCESS, int(task.name), wanted)
             os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))

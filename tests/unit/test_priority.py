@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+from zsad.priority import give_way
+
 WHO_GIVES_WAY = """
 import json, os, subprocess, sys, threading
 from zsad.priority import give_way
@@ -39,3 +41,16 @@ def test_threads_that_run_threads_to_come_and_children_all_give_way():
 
 def test_nobody_goes_below_the_lowest_level():
     assert told_from(17) == [[19, os.SCHED_BATCH]] * 4
+
+
+def test_a_sandbox_that_refuses_is_no_reason_not_to_serve(monkeypatch):
+    asked = []
+
+    def refused(*arguments):
+        asked.append(arguments)
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    give_way()
+    assert asked
