@@ -2,6 +2,7 @@
 
 Shared: the mean patch token of an area is compared with one text direction per defect word, and the most anomalous
 region names the image. Own: an area's type is told by its clearest patches, and all regions together name the image.
+An image without regions is one area, of all patches near the map's peak (`zsad.detector.PEAK_SHARE`).
 Where no word stands out, the answer is "unknown" rather than a guess, and words that the backbone was never taught (it
 lists them, if it knows) have no vote.
 
