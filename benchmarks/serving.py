@@ -1,15 +1,16 @@
-"""Load on the endpoint: throughput against two ceilings, latency, a soak, batching, a killed scorer, a new bundle.
+"""Load on the endpoint: throughput against two ceilings, latency, a soak, batching, a killed scorer, busy neighbours.
 
 python benchmarks/serving.py [--seconds 20] [--soak-minutes 10] [--scorers 1]
 
 The graph runs on a Ray of its own; the load comes from a second process on loopback (locust), with JPEGs of 512 px. The
 ceilings are measured in the same run: the bare model (as many processes as there are scorers, one thread each, batches
-ready in memory) and the same graph with a scorer whose answer is constant. All three share this machine's cores with
-the load generator, which is part of what the graph's figures pay for and the bare model's do not.
+ready in memory; the mean of before and right after the graph, as a machine's speed drifts) and the same graph with a
+scorer whose answer is constant. The graphs share this machine's cores with the load generator, which the bare model
+does not pay for.
 
 Printed: images/s of each and their ratio; p50 and p99 at 50 % and 90 % of saturation; statuses and memory over the
-soak at 90 %; saturation with batches of one image; failures and time to recover when a scorer is killed, and when a
-bundle is replaced.
+soak at 90 %; failures and time to recover when a bundle is replaced, and when a scorer is killed; what is left beside
+programs that take all the CPU they get; saturation with batches of one image.
 """
 
 import argparse
@@ -39,6 +40,8 @@ OPEN_USERS = 48
 PORT = 8123
 URL = f"http://127.0.0.1:{PORT}"
 SETTLE_S = 3.0
+NEIGHBOURS = (2, 4)
+SMALL_RATE = 5.0
 
 
 def main() -> None:
@@ -72,20 +75,21 @@ class Bench:
 
         shutil.copytree(SHIPPED / "winclip", self.bundle)
         write_images(self.images)
-        bare = bare_rate(self.options.scorers, self.options.batch_size, self.options.seconds)
-        say(f"bare model, {self.options.scorers} process(es) of one thread", f"{bare:.1f} images/s")
+        before = self.bare("bare model")
         with ray_serve_running():
             with self.graph(constant=True):
                 constant = self.saturation("same graph, constant scorer")
             with self.graph():
                 real = self.saturation("graph")
-                lower = min(bare, constant)
+                lower = min((before + self.bare("bare model, beside the idle graph")) / 2, constant)
                 say("graph / lower ceiling", f"{real / lower:.2f}")
                 for share in (0.5, 0.9):
                     self.latency(share, real)
                 self.soak(0.9 * real)
                 self.replaced_bundle(0.5 * real)
                 self.killed_scorer(0.5 * real)
+                for count in NEIGHBOURS:
+                    self.beside(count)
             with self.graph(batch_size=1):
                 single = self.saturation("graph, batches of one image")
             say("batching on / off", f"{real / single:.2f}")
@@ -119,6 +123,12 @@ class Bench:
         wanted = {"images": str(self.images), "rate": rate, "seconds": seconds or self.options.seconds}
         command = [sys.executable, __file__, "--load", json.dumps(wanted)]
         return Load(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))  # noqa: S603 - this file itself
+
+    def bare(self, what: str) -> float:
+        """Images/s of the model alone."""
+        rate = bare_rate(self.options.scorers, self.options.batch_size, self.options.seconds)
+        say(f"{what}, {self.options.scorers} process(es)", f"{rate:.1f} images/s")
+        return rate
 
     def saturation(self, what: str) -> float:
         """Images/s with 16 clients that ask on as soon as they are answered."""
@@ -175,6 +185,18 @@ class Bench:
             time.sleep(0.2)
         took_s = time.monotonic() - began
         say("scorer killed under load", f"{load.result()['statuses']}, answers again after {took_s:.1f} s")
+
+    def beside(self, count: int) -> None:
+        """Saturation, and latency at a small rate, beside so many endless loops of ordinary priority."""
+        loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+        try:
+            self.saturation(f"beside {count} endless loops")
+            told = self.load(rate=SMALL_RATE).result()
+        finally:
+            for loop in loops:
+                loop.kill()
+        latency = f"p50 {told['p50']:.0f} ms, p99 {told['p99']:.0f} ms"
+        say(f"there at {SMALL_RATE:g} requests/s", f"{latency}, {told['statuses']}")
 
 
 @dataclass(slots=True)

@@ -49,7 +49,7 @@ __all__ = ["Detector", "Finding", "load_detector", "procedural_normals"]
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
-PEAK_SHARE = 0.3  # of the map's peak: what names an image without regions; one patch alone names a third fewer right
+PEAK_SHARE = 0.3  # of the map's peak: what names an image without regions; one patch alone names a quarter fewer right
 
 
 class Detector:
