@@ -54,7 +54,7 @@ class MixedNorm(nn.Module):
         """Variances and means of the batch in training, which are averaged for later; those averages otherwise."""
         if not self.training:
             return self.running_var, self.running_mean
-        var, mean = torch.var_mean(x_BChw, dim=(0, 2, 3), correction=0)
+        var, mean = torch.var_mean(x_BChw.float(), dim=(0, 2, 3), correction=0)
         with torch.no_grad():
             self.running_mean.lerp_(mean, _MOMENTUM)
             self.running_var.lerp_(var, _MOMENTUM)

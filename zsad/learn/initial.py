@@ -26,6 +26,14 @@ def initialise_vision(visual: Any) -> None:
             _compare_and_subtract(block.attn)
 
 
+def make_identity(block: Any) -> None:
+    """Set what an attention block and its MLP add to a token to zero, in place; what they read it with stays."""
+    with torch.no_grad():
+        for layer in (block.attn.out_proj, block.mlp.c_proj):
+            layer.weight.zero_()
+            layer.bias.zero_()
+
+
 def _sines(positional_embedding: Tensor, grid: int) -> Tensor:
     from open_clip.pos_embed import get_2d_sincos_pos_embed
 

@@ -18,14 +18,13 @@ from zsad.learn.styles import training_styles
 
 @pytest.fixture
 def tiny_recipe(monkeypatch, small_pool):
-    """Four stages of two steps with the tiny model and the shared pool."""
+    """Four stages of two steps with the tiny model, which gets its third block in the second, and the shared pool."""
     monkeypatch.setattr(pretrain, "MODEL_CFG", tiny_model.MODEL_CFG)
     monkeypatch.setattr(pretrain, "STEM", (8, 16, 64))
-    monkeypatch.setattr(pretrain, "VV_START", 2)
     monkeypatch.setattr(pool_module, "SHARD", 4)
     monkeypatch.setattr(pretrain, "open_pool", lambda *_args, **_options: small_pool)
     stages = (
-        Stage(size=16, min_window=24, max_window=48, batch_size=4, steps=2),
+        Stage(size=16, min_window=24, max_window=48, batch_size=4, steps=2, layers=2),
         Stage(size=32, min_window=32, max_window=64, batch_size=6, steps=2, decay=1.0),
         Stage(kind="text", size=16, min_window=24, max_window=48, batch_size=4, steps=2),
         Stage(kind="joint", size=32, min_window=32, max_window=64, batch_size=6, steps=2),
@@ -49,7 +48,7 @@ def stop_at(step, monkeypatch):
     monkeypatch.setattr(pretrain, "train_step", train_step)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 6, 7])  # within stages and between them
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6, 7])  # within stages and between them
 def test_a_stopped_run_goes_on_bit_for_bit(tiny_recipe, tmp_path, stop):
     pretrain.pretrain(tiny_recipe, folder(tmp_path / "whole"), tmp_path / "whole-out")
     folder(tmp_path / "parts")
@@ -92,10 +91,9 @@ def test_a_checkpoint_of_another_recipe_is_refused(tiny_recipe, tmp_path):
 
 
 def test_training_and_inference_see_the_same_features(monkeypatch, tiny_network):
-    monkeypatch.setattr(pretrain, "VV_START", 1)
     monkeypatch.setattr(pretrain, "PREPROCESS_CFG", {"mean": [0.5] * 3, "std": [0.5] * 3})
     image_BD, patches_BPD = pretrain.encode_pixels(tiny_network, tiny_model.pixels(2, 32, 32))
-    found = tiny_model.backbone_of(tiny_network, vv_start=1).encode_image(tiny_model.pixels(2, 32, 32))
+    found = tiny_model.backbone_of(tiny_network, vv_start=2).encode_image(tiny_model.pixels(2, 32, 32))
     torch.testing.assert_close(image_BD, found.image_BD, atol=1e-5, rtol=0)
     torch.testing.assert_close(patches_BPD, found.patches_BPD, atol=1e-5, rtol=0)
 
@@ -128,6 +126,28 @@ def test_matrices_of_blocks_go_to_muon_and_embeddings_do_not_decay(monkeypatch, 
     assert {"model.visual.positional_embedding", "model.token_embedding.weight", "model.logit_scale"} <= plain
     assert [group["weight_decay"] for o in (muon, adam) for group in o.param_groups] == [0.05, 0.05, 0.0]
     assert len(matrices) + len(decayed) + len(plain) == len(trainee.learning("joint"))
+
+
+def test_blocks_that_join_change_nothing_at_first_and_then_learn(tiny_recipe):
+    shallow = pretrain._trainee(tiny_recipe, 2)
+    deep = pretrain._deepened(shallow, tiny_recipe, 3)
+    assert pretrain._deepened(deep, tiny_recipe, 3) is deep
+    pixels_BHWC = tiny_model.pixels(2, 32, 32)
+    features = [pretrain.encode_pixels(trainee.model, pixels_BHWC) for trainee in (shallow, deep)]
+    for before, after in zip(*features, strict=True):
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=0)
+    features[1][1].square()[..., 0].sum().backward()
+    joined = deep.model.visual.transformer.resblocks[1]
+    assert joined.mlp.c_proj.weight.grad.abs().sum() > 0
+    assert joined.attn.out_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("layers", [(2, 1, 3), (3, 2), (0, 3), (4,)])
+def test_a_tower_never_loses_blocks_and_ends_with_all(monkeypatch, layers):
+    monkeypatch.setattr(pretrain, "MODEL_CFG", tiny_model.MODEL_CFG)
+    stage = {"size": 32, "min_window": 24, "max_window": 32, "batch_size": 2, "steps": 1}
+    with pytest.raises(ConfigError, match="blocks"):
+        PretrainConfig(stages=tuple(Stage(**stage, layers=count) for count in layers))
 
 
 def test_a_rate_warms_up_stays_and_falls_to_zero():
