@@ -22,7 +22,7 @@ from zsad.regions import upsample
 HELD_OUT_SEED = 10_000
 CALIBRATION_NORMALS = 1000
 SHIPPED_WINCLIP = SHIPPED / "winclip"
-SHIPPED_REGION_PATCHES = 0.25  # with the weights before, 66 of 67 regions on drawn images touched the defect
+SHIPPED_REGION_PATCHES = 0.25  # with older weights, 66 of 67 regions on drawn images touched the defect
 SHIPPED_SETTINGS = {"contrast": 1.5, "temperature": 0.2, "top_patches": 1}  # chosen on drawn styles: docs/nano.md
 _NAME_EVERYTHING = 1e-6
 
