@@ -27,18 +27,23 @@ _FREE = (
     "max_error_share",
 )
 """Fields that do not change what is learned, and may differ when a training goes on."""
-_NOT_OF_PROMPTAD = (
-    "images",
-    "batch_size",
-    "overlap_weight",
-    "cache",
-    "checkpointing",
-    "validation",
-    "keep",
-    "calibration_images",
-    "min_workers",
-    "max_restarts",
-)
+_UNUSED = {
+    "faprompt": ("shots", "object", "checkpointing"),
+    "dapo": ("shots", "object", "overlap_weight", "dice_weight", "cache"),
+    "promptad": (
+        "images",
+        "batch_size",
+        "overlap_weight",
+        "dice_weight",
+        "checkpointing",
+        "validation",
+        "keep",
+        "calibration_images",
+        "min_workers",
+        "max_restarts",
+    ),
+}
+"""Fields that a method makes no use of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +51,8 @@ class TrainConfig:
     """Learn prompts and write detector bundles that score_bucket, evaluate and load_detector take.
 
     faprompt and dapo learn from images with masks of any products and give one bundle at --output. promptad learns from
-    --shots normal images a product and gives one bundle a product at OUTPUT/PRODUCT/; it refuses options that only the
-    other two use.
+    --shots normal images a product and gives one bundle a product at OUTPUT/PRODUCT/. An option that the method makes
+    no use of is refused.
 
     Attributes:
         method: faprompt, dapo or promptad.
@@ -64,9 +69,11 @@ class TrainConfig:
         batch_size: images of a step on all workers together (faprompt, dapo).
         learning_rate: 0: as published.
         overlap_weight: of faprompt's term that pushes its abnormal prompts apart.
+        dice_weight: of faprompt's dice losses, [0, 1]; 1 is published; less serves the ranking of pixels, not areas.
         seed: of starts, orders, splits and drawn shots.
         size: side of the model's input in px; 0: the backbone's.
-        cache: how faprompt keeps the image tower's features: fp32, fp16, or off (the tower runs at every step).
+        cache: how features of the image tower are kept (faprompt, promptad): fp32, fp16, or off (for faprompt the tower
+            then runs at every step).
         checkpointing: dapo computes blocks twice to hold less memory.
         validation: share of the images that is only looked at after each epoch (faprompt, dapo).
         keep: the epoch that is shipped: best on the validation images, or last (faprompt, dapo).
@@ -99,6 +106,7 @@ class TrainConfig:
     batch_size: int = 8
     learning_rate: float = 0.0
     overlap_weight: float = 0.1
+    dice_weight: float = 1.0
     seed: int = 0
     size: int = 0
     cache: Literal["fp32", "fp16", "off"] = "fp32"
@@ -128,8 +136,9 @@ class TrainConfig:
         for name in ("learning_rate", "max_error_share", "overlap_weight"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: it must lie in [0, 1)")
-        if not 0 <= self.validation <= 0.5:
-            raise ConfigError(f"--validation {self.validation}: it must lie in [0, 0.5]")
+        for name, high in (("validation", 0.5), ("dice_weight", 1)):
+            if not 0 <= getattr(self, name) <= high:
+                raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: it must lie in [0, {high}]")
         if self.min_workers > self.num_workers:
             raise ConfigError(
                 f"--min-workers {self.min_workers} is more than --num-workers {self.num_workers}; lower it"
@@ -146,9 +155,11 @@ class TrainConfig:
 
     def _check_method(self) -> None:
         defaults = {item.name: item.default for item in fields(self)}
-        for name in _NOT_OF_PROMPTAD if self.method == "promptad" else ():
+        for name in _UNUSED[self.method]:
             if getattr(self, name) != defaults[name]:
-                raise ConfigError(f"--{_flag(name)} {getattr(self, name)}: promptad makes no use of it; leave it out")
+                raise ConfigError(
+                    f"--{_flag(name)} {getattr(self, name)}: {self.method} makes no use of it; leave it out"
+                )
 
     def check_gpus(self, num_gpus: int) -> None:
         """Refuse to wait for GPUs for ever.

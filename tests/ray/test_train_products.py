@@ -69,6 +69,24 @@ def test_the_same_seed_draws_the_same_images_whatever_else_is_fitted(fitted, pla
     assert (alone / "tensors.safetensors").read_bytes() == (beside / "tensors.safetensors").read_bytes()
 
 
+def test_features_of_every_fitted_product_are_kept_where_all_nodes_reach_them(fitted):
+    assert len(list((fitted / "_training" / "features").glob("*.arrow"))) == len(PRODUCTS)
+
+
+def test_learning_anew_with_another_rate_reads_the_features_that_are_there(places, tmp_path):
+    """Their file is the only one and was written once."""
+    config = promptad(places, tmp_path / "bundles", products=("bolt",), num_workers=1, cache="fp16")
+    train_prompts(config)
+    (kept,) = (tmp_path / "bundles" / "_training" / "features").glob("*.arrow")
+    written, tensors = kept.stat().st_mtime_ns, tmp_path / "bundles" / "bolt" / "tensors.safetensors"
+    first = tensors.read_bytes()
+    train_prompts(replace(config, restart=True))
+    assert tensors.read_bytes() == first
+    train_prompts(replace(config, restart=True, learning_rate=0.02))
+    assert tensors.read_bytes() != first
+    assert [path.stat().st_mtime_ns for path in kept.parent.iterdir()] == [written]
+
+
 @pytest.mark.slow
 def test_going_on_fits_only_what_is_missing(places, tmp_path):
     config = promptad(places, tmp_path / "bundles", products=PRODUCTS)

@@ -29,6 +29,11 @@ def config(tmp_path, **changes):
         ({"await_gpus": True}, "--await-gpus waits for GPUs that --use-gpu asks for"),
         ({"method": "promptad", "batch_size": 4}, "--batch-size 4: promptad makes no use of it"),
         ({"method": "promptad", "keep": "last"}, "--keep last: promptad makes no use of it"),
+        ({"method": "dapo", "cache": "fp16"}, "--cache fp16: dapo makes no use of it"),
+        ({"method": "dapo", "dice_weight": 0.5}, "--dice-weight 0.5: dapo makes no use of it"),
+        ({"method": "faprompt", "checkpointing": True}, "--checkpointing True: faprompt makes no use of it"),
+        ({"method": "faprompt", "shots": 2}, "--shots 2: faprompt makes no use of it"),
+        ({"method": "faprompt", "dice_weight": 1.5}, r"--dice-weight 1.5: it must lie in \[0, 1\]"),
         ({"method": "promptad", "max_restarts": 0}, "--max-restarts 0: promptad makes no use of it"),
     ],
 )

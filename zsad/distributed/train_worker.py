@@ -73,6 +73,7 @@ def learn(settings: dict[str, Any]) -> None:
         seed=plan.config.seed,
         learning_rate=plan.learning_rate,
         overlap_weight=plan.config.overlap_weight,
+        dice_weight=plan.config.dice_weight,
         checkpointing=plan.config.checkpointing,
     )
     if settings["has_images"]:

@@ -7,12 +7,13 @@ an upper estimate: FAPrompt's prompts share keys and values, and checkpointing k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zsad.backbone import Backbone
 from zsad.backbone.prompted_text import num_text_layers, text_width
 from zsad.backbone.text import text_tower
 from zsad.learn.examples import Form
+from zsad.learn.product_features import bytes_per_image
 from zsad.learn.recipes import Recipe
 from zsad.learn.step import bytes_exchanged
 from zsad.prompts.class_states import class_states
@@ -120,6 +121,8 @@ class ProductsEstimate:
         short: products that the list gives fewer to, each with how many it has; broken images are found later.
         num_trainable: learned numbers of a product.
         steps: of a product, both tasks.
+        cache_bytes: of the features of all products' shots.
+        kept: how they are stored.
         num_workers: that fit products at once.
         memory_bytes: of one worker: the model, the shots, and a text step or a pass of the image tower.
     """
@@ -130,6 +133,8 @@ class ProductsEstimate:
     short: tuple[str, ...]
     num_trainable: int
     steps: int
+    cache_bytes: int
+    kept: Literal["fp32", "fp16", "off"]
     num_workers: int
     memory_bytes: int
 
@@ -140,6 +145,7 @@ class ProductsEstimate:
             f"products            {self.num_products:,}, a bundle each, by {self.num_workers:,} processes",
             f"too few images      {len(self.short):,} products{f': {named}' if named else ''}",
             f"normal images       {self.num_images:,}, of which {self.shots:,} of each product are used",
+            f"cache               {_size(self.cache_bytes)} of features ({self.kept})",
             f"trainable numbers   {self.num_trainable:,} a product",
             f"steps               {self.steps:,} a product",
             f"memory of a worker  about {_size(self.memory_bytes)}",
@@ -176,6 +182,7 @@ def estimate_products(
     states = len(set(class_states(_OBJECT)))
     prompts = training.num_contexts("cls") * (1 + states + training.num_abnormal)
     vision, tokens = int(backbone.model.visual.conv1.out_channels), (size // backbone.patch_size) ** 2 + 1
+    of_an_image = bytes_per_image(tokens - 1, backbone.embed_dim, vision, config.cache)
     step = layers * _block(prompts, _PROMPTAD_TOKENS, width, heads)
     model = sum(parameter.numel() * parameter.element_size() for parameter in backbone.model.parameters())
     return ProductsEstimate(
@@ -185,6 +192,8 @@ def estimate_products(
         short=tuple(f"{item.product} ({len(item.keys)})" for item in products if len(item.keys) < config.shots),
         num_trainable=width * sum(of_a_task),
         steps=len(of_a_task) * config.num_epochs,
+        cache_bytes=of_an_image * sum(config.shots for item in products if len(item.keys) >= config.shots),
+        kept=config.cache,
         num_workers=config.num_workers,
         memory_bytes=model
         + 3 * size**2 * config.shots

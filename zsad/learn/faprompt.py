@@ -93,6 +93,7 @@ class FAPromptLearner:
     tensors: dict[str, Tensor]
     optimiser: torch.optim.Optimizer
     overlap_weight: float = WEIGHTS["orthogonal"]
+    dice_weight: float = 1.0
 
     @classmethod
     def start(
@@ -102,10 +103,19 @@ class FAPromptLearner:
         *,
         learning_rate: float = LEARNING_RATE,
         overlap_weight: float = WEIGHTS["orthogonal"],
+        dice_weight: float = 1.0,
     ) -> Self:
-        """A learner of copies of `tensors`; the weight is that of the term that pushes abnormal prompts apart."""
+        """A learner of copies of `tensors`.
+
+        Args:
+            encoder: made with the config that is trained.
+            tensors: where training starts.
+            learning_rate: of Adam.
+            overlap_weight: of the term that pushes abnormal prompts apart.
+            dice_weight: factor on the weights of all dice terms.
+        """
         leaves = trainable(tensors)
-        return cls(encoder, leaves, make_optimiser(leaves, learning_rate), overlap_weight)
+        return cls(encoder, leaves, make_optimiser(leaves, learning_rate), overlap_weight, dice_weight)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,7 +125,9 @@ class FAPromptLearner:
     def terms(self, batch: Batch, share: float) -> dict[str, Tensor]:
         """See `Learner.terms`."""
         terms = weighted(loss_terms(self.encoder, self.tensors, batch), share)
-        return {**terms, "orthogonal": self.overlap_weight / WEIGHTS["orthogonal"] * terms["orthogonal"]}
+        factors = {"orthogonal": self.overlap_weight / WEIGHTS["orthogonal"]}
+        factors |= {name: self.dice_weight for name in terms if name.startswith("dice_")}
+        return {name: factors.get(name, 1.0) * term for name, term in terms.items()}
 
 
 def train_step(

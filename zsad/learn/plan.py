@@ -121,6 +121,7 @@ def make_plan(config: TrainConfig, listed: pa.Table, backbone: "Backbone") -> tu
         seed=config.seed,
         learning_rate=rate,
         overlap_weight=config.overlap_weight,
+        dice_weight=config.dice_weight,
         checkpointing=config.checkpointing,
     )
     check_patches(preprocess, backbone.patch_size)

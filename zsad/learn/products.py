@@ -4,8 +4,9 @@ A product's images are drawn from its normal ones by seed and name, so that neit
 fitting change the draw. An image that can't be decoded gives way to the next one drawn; a product with too few of them
 is an outcome with a reason, and the others go on.
 
-Cost: of k images k passes of the image tower, 100 short text passes for each of two tasks, and the passes of the
-thresholds' cross-fit (`zsad.few_shot`); a tower loaded once serves all products of a process.
+Cost: of k images k passes of the image tower, kept for later trainings (`zsad.learn.product_features`), 100 short text
+passes for each of two tasks, and the passes of the thresholds' cross-fit (`zsad.few_shot`); a tower loaded once serves
+all products of a process.
 """
 
 import hashlib
@@ -26,9 +27,11 @@ from zsad.errors import ConfigError, ImageError
 from zsad.images import DecodeLimits, Preprocess
 from zsad.learn.checkpoints import EpochRecord
 from zsad.learn.page import PAGE, render_page
-from zsad.learn.promptad import PromptADTraining, Task, fit
+from zsad.learn.product_features import features_of
+from zsad.learn.promptad import PromptADTraining, Task, fit_features
 from zsad.learn.publish import make_detector, publish
 from zsad.methods.base import Subject
+from zsad.methods.promptad import PromptADConfig
 from zsad.prompts.ensemble import DEFECT_WORDS
 from zsad.report.ledger import config_hash
 from zsad.scoring import fetched
@@ -118,11 +121,14 @@ def fit_product(
     keys, pixels = _shots(config, preprocess, normals, child)
     name = config.object.replace(PRODUCT, normals.product.replace("_", " "))
     records: dict[Task, list[dict[str, float]]] = {task: [] for task in TASKS}
-    tensors = fit(
+    method = PromptADConfig()
+    features = features_of(backbone, method, torch.from_numpy(np.stack(pixels)), config.work_store, config.cache)
+    tensors = fit_features(
         replace(training, seed=training.seed + config.seed),
         backbone,
         Subject(object_name=name),
-        [torch.from_numpy(np.stack(pixels))],
+        [features],
+        method=method,
         watch=lambda task, terms: records[task].append(terms),
     )
     detector = make_detector(

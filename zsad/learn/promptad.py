@@ -285,7 +285,7 @@ def fit(
     method: PromptADConfig | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of a `PromptAD` for one product.
+    """The tensors of a `PromptAD` for one product; arguments and errors as `fit_features` but for the images.
 
     Args:
         config: how to learn.
@@ -296,13 +296,38 @@ def fit(
         watch: told the loss terms of every step.
 
     Raises:
-        ConfigError: if there are no images, or the object name is too long.
-        ModelError: if a loss is not finite, the text tower can't take learned vectors, or the images do not divide into
-            patches.
+        ConfigError: if there are no images.
+        ModelError: if the images do not divide into patches.
     """
-    num_text_layers(backbone.model)  # refuses towers without the causal CLIP form
+    num_text_layers(backbone.model)  # refuses towers without the causal CLIP form before images are encoded
     method = method or PromptADConfig()
     features = [encode(backbone, method, batch) for batch in normals]
+    return fit_features(config, backbone, subject, features, method=method, watch=watch)
+
+
+def fit_features(
+    config: PromptADTraining,
+    backbone: Backbone,
+    subject: Subject,
+    features: Sequence[ImageFeatures],
+    *,
+    method: PromptADConfig,
+    watch: Watch | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a `PromptAD` for one product, from what `encode` gave of its normal images.
+
+    Args:
+        config: how to learn.
+        backbone: that the features are of; its text tower encodes the prompts.
+        subject: its object name stands in the prompts.
+        features: of all normal images, by batches.
+        method: settings that the detector will score with, and that the features were made by.
+        watch: told the loss terms of every step.
+
+    Raises:
+        ConfigError: if there are no images, or the object name is too long.
+        ModelError: if a loss is not finite, or the text tower can't take learned vectors.
+    """
     tensors = {OBJECT_NAME: name_tensor(subject.object_name)}
     tensors |= remembered(features, method.taps(backbone.num_layers))
     for task in ("cls", "seg"):

@@ -31,13 +31,21 @@ ENCODE_ROWS = 8
 class FAPromptRecipe:
     """FAPrompt over one backbone."""
 
-    def __init__(self, backbone: Backbone, *, seed: int, learning_rate: float, overlap_weight: float = 0.1) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        seed: int,
+        learning_rate: float,
+        overlap_weight: float = 0.1,
+        dice_weight: float = 1.0,
+    ) -> None:
         self.config = FAPromptConfig()
         self._backbone = backbone
         tensors = initial_tensors(self.config, backbone, seed)
         encoder = PromptEncoder(self.config, backbone)
         self.learner: Learner = faprompt.FAPromptLearner.start(
-            encoder, tensors, learning_rate=learning_rate, overlap_weight=overlap_weight
+            encoder, tensors, learning_rate=learning_rate, overlap_weight=overlap_weight, dice_weight=dice_weight
         )
 
     def form(self, size: int, kept: Kept) -> Form:
@@ -106,6 +114,7 @@ def new_recipe(
     seed: int,
     learning_rate: float,
     overlap_weight: float = 0.1,
+    dice_weight: float = 1.0,
     checkpointing: bool = False,
 ) -> Recipe:
     """The recipe of "faprompt" or "dapo" at its random start, the same for a seed on every device.
@@ -114,7 +123,9 @@ def new_recipe(
         ConfigError, ModelError: if the backbone can't carry it.
     """
     if method == "faprompt":
-        return FAPromptRecipe(backbone, seed=seed, learning_rate=learning_rate, overlap_weight=overlap_weight)
+        return FAPromptRecipe(
+            backbone, seed=seed, learning_rate=learning_rate, overlap_weight=overlap_weight, dice_weight=dice_weight
+        )
     return DAPORecipe(backbone, words, seed=seed, learning_rate=learning_rate, checkpointing=checkpointing)
 
 

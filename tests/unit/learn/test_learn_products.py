@@ -69,6 +69,8 @@ def test_what_is_said_before_fitting_is_what_will_be_learned(tmp_path, tiny_back
     assert found.num_trainable == sum(part.numel() for learner in learners for part in learner.parameters())
     assert (found.num_images, found.steps) == (12, 200)
     assert "too few images      2 products: lid (3), nut (0)" in found.text()
+    assert found.cache_bytes == 4 * 4 * (32 + 16 * (32 + 2 * 64))  # 4 shots of bolt, 4 bytes; widths 32 and 64
+    assert "cache               0.0 MiB of features (fp32)" in found.text()
 
 
 def test_settings_that_do_not_go_with_the_backbone_are_refused_before_fitting(tmp_path, tiny_backbone):
