@@ -87,6 +87,7 @@ def main() -> None:
     methods = {"winclip (text ensemble, untrained)": [WinCLIP(WinCLIPConfig(), backbone, Subject())]}
     methods[f"faprompt, {SEEDS} seeds"] = faprompts(backbone)
     methods["dapo, the shipped bundle"] = shipped("dapo")
+    methods["nano's own detector: the ensemble with contrast in its map"] = shipped("winclip")
     for name, cases in sets.items():
         print(f"\n{name}, {len(cases)} images\n| | image AUROC | pixel AUROC |\n|---|---|---|", flush=True)
         for method, made in methods.items():
