@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zsad.backbone import Backbone, ImageFeatures
 from zsad.errors import ErrorCode, ImageError, StorageError
-from zsad.methods.promptad import PromptADConfig, encode
+from zsad.methods.promptad import PromptADConfig, encode, used_vv_start
 from zsad.storage import Store
 
 log = logging.getLogger(__name__)
@@ -71,17 +71,17 @@ def bytes_per_image(num_patches: int, width: int, tower_width: int, kept: Kept) 
 
 
 def features_hash(backbone: Backbone, method: PromptADConfig, pixels_BSSC: Tensor, kept: Kept) -> str:
-    """Names what `features_of` gives."""
+    """Names what `features_of` gives: pixels count as they enter the tower, by its own mean and spread."""
     facts = {
         "backbone": backbone.sha256,
         "precision": backbone.precision,
         "taps": method.taps(backbone.num_layers),
-        "vv_start": method.vv_start,
+        "vv_start": used_vv_start(backbone, method),
         "kept": kept,
         "shape": tuple(pixels_BSSC.shape),
     }
     found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    found.update(pixels_BSSC.numpy().tobytes())
+    found.update(backbone.normalise(pixels_BSSC).float().cpu().numpy().tobytes())
     return found.hexdigest()[:_HASH_CHARS]
 
 

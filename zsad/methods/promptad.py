@@ -142,8 +142,14 @@ def encode(backbone: Backbone, config: PromptADConfig, pixels_BHWC: Tensor) -> I
     Raises:
         ModelError: if the configured taps are not blocks of the tower, or the sides do not divide into patches.
     """
-    start = (backbone.declared_vv_start or 0) if config.vv_start is None else config.vv_start
-    return backbone.encode_image(pixels_BHWC, vv_start=start, taps=config.taps(backbone.num_layers))
+    return backbone.encode_image(
+        pixels_BHWC, vv_start=used_vv_start(backbone, config), taps=config.taps(backbone.num_layers)
+    )
+
+
+def used_vv_start(backbone: Backbone, config: PromptADConfig) -> int:
+    """First block of the value-value path, see `PromptADConfig.vv_start`."""
+    return (backbone.declared_vv_start or 0) if config.vv_start is None else config.vv_start
 
 
 def remembered(features: Iterable[ImageFeatures], taps: tuple[int, int]) -> dict[str, Tensor]:

@@ -68,10 +68,14 @@ def test_off_writes_nothing(tmp_path, tiny_backbone, pixels, passes):
     assert (passes, list(tmp_path.iterdir())) == ([2, 2], [])
 
 
-def test_other_pixels_taps_or_precision_are_another_file(tiny_backbone, pixels):
+def test_other_pixels_taps_or_precision_are_another_file(tiny_backbone, pixels, monkeypatch):
     mended = pixels.clone()
     mended[1, 5, 5, 0] ^= 1
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny_backbone, "declared_vv_start", 2)
+        declared = features_hash(tiny_backbone, CONFIG, pixels, "fp32")
     names = {
+        declared,
         features_hash(tiny_backbone, CONFIG, pixels, "fp32"),
         features_hash(tiny_backbone, CONFIG, mended, "fp32"),
         features_hash(tiny_backbone, CONFIG, pixels, "fp16"),
@@ -79,7 +83,7 @@ def test_other_pixels_taps_or_precision_are_another_file(tiny_backbone, pixels):
         features_hash(tiny_backbone, replace(CONFIG, vv_start=1), pixels, "fp32"),
         features_hash(tiny_backbone, CONFIG, pixels.flip(0), "fp32"),
     }
-    assert len(names) == 6
+    assert len(names) == 7
 
 
 def test_a_file_is_an_arrow_table_of_the_size_that_was_said_before(tmp_path, tiny_backbone, pixels):
