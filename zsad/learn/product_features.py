@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zsad.backbone import Backbone, ImageFeatures
-from zsad.errors import ErrorCode, ImageError, StorageError
+from zsad.errors import ErrorCode, ImageError, ModelError, StorageError
 from zsad.methods.promptad import PromptADConfig, encode, used_vv_start
 from zsad.storage import Store
 
@@ -49,7 +49,7 @@ def features_of(
         kept: how numbers are stored; off: nothing is read or written.
 
     Raises:
-        ModelError: as `encode`.
+        ModelError: as `encode`, and as `pack_features`.
         StorageError: if the file can't be written.
     """
     if kept == "off":
@@ -86,15 +86,20 @@ def features_hash(backbone: Backbone, method: PromptADConfig, pixels_BSSC: Tenso
 
 
 def pack_features(features: ImageFeatures, kept: Kept) -> bytes:
-    """An Arrow IPC file, one row an image: `image` (D), `patches` (P D) and one `tap N` (P W) a tapped block."""
+    """An Arrow IPC file, one row an image: `image` (D), `patches` (P D) and one `tap N` (P W) a tapped block.
+
+    Raises:
+        ModelError: if a number is not finite, or too large for fp16.
+    """
     columns = {"image": features.image_BD, "patches": features.patches_BPD}
     columns |= {f"{_TAP}{number}": tap for number, tap in features.taps.items()}
-    arrays = {
-        name: pa.FixedSizeListArray.from_arrays(
-            pa.array(tensor.detach().float().cpu().numpy().astype(_DTYPES[kept]).reshape(-1)), tensor[0].numel()
-        )
-        for name, tensor in columns.items()
-    }
+    arrays = {}
+    for name, tensor in columns.items():
+        with np.errstate(over="ignore"):
+            numbers = tensor.detach().float().cpu().numpy().astype(_DTYPES[kept])
+        if not np.isfinite(numbers).all():
+            raise ModelError(f"the tower's features ({name}) hold numbers that do not fit {kept}; try --cache fp32")
+        arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), tensor[0].numel())
     table = pa.table(arrays).replace_schema_metadata({"grid": json.dumps(features.grid)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:

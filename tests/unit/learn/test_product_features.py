@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from zsad.errors import ModelError, StorageError
-from zsad.learn.product_features import FOLDER, bytes_per_image, features_hash, features_of
+from zsad.learn.product_features import (
+    FOLDER,
+    bytes_per_image,
+    features_hash,
+    features_of,
+    pack_features,
+    unpack_features,
+)
 from zsad.methods.promptad import PromptADConfig, encode
 from zsad.storage import open_store
 
@@ -143,3 +150,13 @@ def test_images_that_do_not_divide_into_patches_leave_no_file(tmp_path, tiny_bac
     with pytest.raises(ModelError):
         features_of(tiny_backbone, CONFIG, pixels[:, :31, :31], open_store(str(tmp_path)), "fp32")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_fp16_cannot_hold_are_refused(tiny_backbone, pixels):
+    """Its largest is 65,504."""
+    found = encode(tiny_backbone, CONFIG, pixels)
+    tap = next(iter(found.taps))
+    huge = replace(found, taps=found.taps | {tap: found.taps[tap] * 0 + 7e4})
+    with pytest.raises(ModelError, match=rf"tap {tap}\) hold numbers that do not fit fp16; try --cache fp32"):
+        pack_features(huge, "fp16")
+    assert torch.equal(unpack_features(pack_features(huge, "fp32"), huge.image_BD.device).taps[tap], huge.taps[tap])
