@@ -1,6 +1,7 @@
 """Losses over the course of a training as SVG geometry: one chart of the total, one a loss term.
 
-Steps are averaged to at most `NUM_POINTS` places, as single batches scatter; validation has a point an epoch.
+Steps are averaged to at most `NUM_POINTS` places, as single batches scatter; validation has a point an epoch, and is a
+short dash after a single one.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from zsad.learn.checkpoints import EpochRecord
 NUM_POINTS = 120
 WIDTH, HEIGHT = 300, 200
 LEFT, TOP, BOTTOM, RIGHT = 46, 10, 34, 10
+_DASH = 0.05  # of the plot's width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,8 @@ def _chart(title: str, names: Sequence[str], history: Sequence[EpochRecord]) -> 
     lines = [Line(name="training", points=_points(times / len(history), learned / top), colour=1)]
     if has_validation:
         ends = np.arange(1, len(history) + 1) / len(history)
+        if len(ends) == 1:
+            ends, validated = np.array([1 - _DASH, 1.0]), validated.repeat(2)
         lines.append(Line(name="validation", points=_points(ends, validated / top), colour=2))
     return Chart(title=title, num_epochs=len(history), top=top, lines=lines)
 
@@ -78,7 +82,8 @@ def _learned(names: Sequence[str], history: Sequence[EpochRecord]) -> tuple[NDAr
     times = np.concatenate(
         [record.epoch + (np.arange(len(record.steps)) + 0.5) / len(record.steps) for record in history]
     )
-    count = min(NUM_POINTS, len(values))
+    together = -(-len(values) // NUM_POINTS)
+    count = -(-len(values) // together)  # the same number everywhere: means of one and of two scatter differently
     return (
         np.array([part.mean() for part in np.array_split(values, count)]),
         np.array([part.mean() for part in np.array_split(times, count)]),

@@ -1,5 +1,6 @@
 """Curves by hand, the page and the event files made of them."""
 
+import re
 import tempfile
 
 import pytest
@@ -45,6 +46,26 @@ def test_many_steps_are_averaged_to_a_bounded_number_of_points():
     line = curves.charts([record])[0].lines[0]
     assert len(points(line)) == curves.NUM_POINTS
     assert len({y for _, y in points(line)}) <= 3  # all near one half
+
+
+def test_the_page_holds_every_point_of_long_curves(tmp_path):
+    """500 steps, five to a point; long texts are cut in the middle on this page, which would leave no valid curve."""
+    steps = [{"a": 1.0 + number % 7, "b": 0.5} for number in range(500)]
+    config = TrainConfig(method="faprompt", dataset="synthetic", output=str(tmp_path / "o"))
+    history = (EpochRecord(epoch=0, steps=steps, validation={"a": 1.0, "b": 0.5}),)
+    put_page(open_store(str(tmp_path)), config, State(epochs=1, history=history))
+    shown = re.findall(r'<polyline class="curve c(\d)" points="([^"]*)"', (tmp_path / PAGE).read_text())
+    number = r"\d+\.\d,\d+\.\d"
+    assert all(re.fullmatch(f"{number}( {number})+", text) for _, text in shown)
+    assert [(colour, len(text.split())) for colour, text in shown] == [("1", 100), ("2", 2)] * 3
+
+
+def test_validation_after_one_epoch_is_a_short_level_dash_at_its_end():
+    validation = curves.charts(HISTORY[:1])[0].lines[1]
+    (left, low), (right, high) = points(validation)
+    assert low == high
+    assert 5 < right - left < 20
+    assert right == curves.WIDTH - curves.RIGHT
 
 
 def test_the_page_escapes_what_it_was_told(tmp_path):

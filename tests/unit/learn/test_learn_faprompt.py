@@ -158,6 +158,6 @@ def test_trained_tensors_make_a_method(tiny_backbone, encoder, leaves, batch):
 def test_the_weights_that_may_be_chosen_scale_their_own_terms_alone(encoder, leaves, batch):
     published = learn.FAPromptLearner.start(encoder, leaves).terms(batch, 1.0)
     chosen = learn.FAPromptLearner.start(encoder, leaves, overlap_weight=0.05, dice_weight=0.25).terms(batch, 1.0)
-    factors = {name: float(chosen[name] / published[name]) for name in published}
+    factors = {name: float((chosen[name] / published[name]).detach()) for name in published}
     expected = {name: 0.25 if name.startswith("dice_") else 1.0 for name in published} | {"orthogonal": 0.5}
     assert factors == pytest.approx(expected)
