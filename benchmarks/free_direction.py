@@ -1,12 +1,12 @@
-"""How well any prompts at all could rank over nano: one direction learned freely, without a text tower.
+"""How well FAPrompt's losses can rank over nano at all: one direction learned freely, without a text tower.
 
 OMP_NUM_THREADS=1 python benchmarks/free_direction.py [--images 1600] [--epochs 6]
 
 FAPrompt's first pass compares features with the difference of two text embeddings. Here that difference is itself what
 is learned, from the ensemble's and from a random start, on the same drawn images, by FAPrompt's losses with and without
-dice, and judged on left-out styles as `learned_prompts.py` does. Prompts can't reach directions that this one can't, so
-where it gains nothing over the untrained ensemble, learned prompts won't either; what FAPrompt's second pass does with
-an image's own patches is not part of it.
+dice, and judged on left-out styles as `learned_prompts.py` does. Prompts reach no direction that this one can't: what
+it does not gain by these losses is not for want of better prompts. FAPrompt's second pass, by an image's own patches,
+is not part of it, and other losses might find other directions.
 """
 
 import argparse

@@ -85,7 +85,7 @@ class TrainConfig:
         await_gpus: wait for GPUs that the cluster does not have yet: its nodes start on demand.
         work: folder or s3:// prefix for cache and checkpoints that all nodes reach; empty: OUTPUT/_training.
         resume: go on with the training that was stopped here.
-        restart: forget what is there and start anew.
+        restart: forget what is there, but for promptad's features, and start anew.
         dry_run: say what would be done, and check the arguments.
         max_restarts: how often lost workers are replaced (faprompt, dapo).
         max_error_share: give up when more than this share of images (promptad: products) can't be used.

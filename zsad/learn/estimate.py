@@ -7,13 +7,13 @@ an upper estimate: FAPrompt's prompts share keys and values, and checkpointing k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from zsad.backbone import Backbone
 from zsad.backbone.prompted_text import num_text_layers, text_width
 from zsad.backbone.text import text_tower
 from zsad.learn.examples import Form
-from zsad.learn.product_features import bytes_per_image
+from zsad.learn.product_features import Kept, bytes_per_image
 from zsad.learn.recipes import Recipe
 from zsad.learn.step import bytes_exchanged
 from zsad.prompts.class_states import class_states
@@ -134,7 +134,7 @@ class ProductsEstimate:
     num_trainable: int
     steps: int
     cache_bytes: int
-    kept: Literal["fp32", "fp16", "off"]
+    kept: Kept
     num_workers: int
     memory_bytes: int
 

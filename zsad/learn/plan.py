@@ -207,7 +207,9 @@ def check_same(work: Store, identity: dict[str, Any]) -> None:
 
 
 def forget(config: TrainConfig, bundles: Sequence[Store] = ()) -> None:
-    """Delete the bundles and all that a training of ours left in the work folder, and nothing else.
+    """Delete the bundles and what a training of ours left in the work folder, and nothing else.
+
+    PromptAD's features stay, for they are named by all that they depend on (`zsad.learn.product_features`).
 
     `run.json` goes last: as long as anything is left, a later call is told that a training was begun here, and does not
     take checkpoints of that one for its own.

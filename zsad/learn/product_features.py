@@ -1,8 +1,9 @@
 """PromptAD's frozen features on storage: a product's images pass the tower once, however often prompts are learned.
 
 An Arrow IPC file a product, in a folder that all nodes reach. Its name is a hash of the images' pixels, of the tower's
-weights and of all settings that shape features, so a file never goes stale: a second training with another rate or
-number of steps finds it, and so does --restart; a mended image is another file. One that can't be read is made again.
+weights, of all settings that shape features and of zsad's version, so a file never goes stale: a second training with
+another rate or number of steps finds it, and so does --restart; a mended image is another file. One that can't be read
+is made again.
 
 What is learned from is always what a file holds, read back from its bytes, so that fp16 gives the same tensors whether
 the file was there or not.
@@ -21,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from zsad import __version__
 from zsad.backbone import Backbone, ImageFeatures
 from zsad.errors import ErrorCode, ImageError, ModelError, StorageError
 from zsad.methods.promptad import PromptADConfig, encode, used_vv_start
@@ -73,6 +75,7 @@ def bytes_per_image(num_patches: int, width: int, tower_width: int, kept: Kept) 
 def features_hash(backbone: Backbone, method: PromptADConfig, pixels_BSSC: Tensor, kept: Kept) -> str:
     """Names what `features_of` gives: pixels count as they enter the tower, by its own mean and spread."""
     facts = {
+        "zsad": __version__,
         "backbone": backbone.sha256,
         "precision": backbone.precision,
         "taps": method.taps(backbone.num_layers),
